@@ -1,0 +1,1 @@
+//! Coding agents: the built-in one, and the confinement every run has

@@ -1,0 +1,1 @@
+//! What every HTTP surface of Lares shares: keys, roles, errors, health, metrics

@@ -1,0 +1,3 @@
+//! The `lares` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! llama.cpp: GGUF metadata, server capabilities, options, memory, models

@@ -1,0 +1,1 @@
+//! PostgreSQL, vectors and cache: what Lares remembers

@@ -1,0 +1,1 @@
+//! The child-process supervisor behind lares up
