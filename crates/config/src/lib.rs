@@ -3,8 +3,17 @@
 //! Every key is typed and described here, so the JSON Schema, the NixOS options and the error messages have one source.
 
 pub mod duration;
+mod error;
+mod load;
+mod schema;
+mod show;
 pub mod size;
 mod tree;
+mod validate;
 
+pub use error::{Error, Problem};
+pub use load::{Loaded, Sources};
+pub use schema::json_schema;
+pub use show::{Entry, mask_password};
 pub use size::ByteSize;
 pub use tree::*;

@@ -1,0 +1,102 @@
+//! The layers of the configuration, and what a person reads when one of them is wrong.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::io::Write;
+
+use lares_config::{ByteSize, Config, Sources};
+use proptest::prelude::*;
+
+fn sources(file: &str) -> (Sources, tempfile::NamedTempFile) {
+    let mut on_disk = tempfile::NamedTempFile::new().unwrap();
+    on_disk.write_all(file.as_bytes()).unwrap();
+    (Sources { file: Some(on_disk.path().to_owned()), ..Sources::default() }, on_disk)
+}
+
+fn message(file: &str) -> String {
+    let (sources, on_disk) = sources(file);
+    sources.load().unwrap_err().to_string().replace(&on_disk.path().display().to_string(), "lares.toml")
+}
+
+#[test]
+fn flags_win_over_environment_over_file_over_defaults() {
+    let (mut sources, _file) = sources("[ralph]\nmax_iterations = 2\nworkers = 2\nlease = \"10s\"\n");
+    sources.environment = vec![
+        ("LARES_RALPH__MAX_ITERATIONS".into(), "3".into()),
+        ("LARES_RALPH__WORKERS".into(), "3".into()),
+        ("LARES_TEST_MODEL".into(), "/some/where".into()),
+    ];
+    sources.flags = vec![("ralph.max_iterations".into(), "4".into())];
+    let loaded = sources.load().unwrap();
+    assert_eq!(loaded.config.ralph.max_iterations, 4);
+    assert_eq!(loaded.config.ralph.workers, 3);
+    assert_eq!(loaded.config.ralph.lease.as_secs(), 10);
+    assert_eq!(loaded.config.ralph.check_timeout.as_secs(), 300);
+    let origin = |key: &str| loaded.entries().into_iter().find(|entry| entry.key == key).unwrap().origin;
+    assert_eq!(origin("ralph.max_iterations"), "--set ralph.max_iterations");
+    assert_eq!(origin("ralph.workers"), "environment variable LARES_RALPH__WORKERS");
+    assert!(origin("ralph.lease").starts_with('/'));
+    assert_eq!(origin("ralph.check_timeout"), "default");
+}
+
+#[test]
+fn text_layers_are_read_as_what_the_key_takes() {
+    let sources = Sources {
+        flags: vec![
+            ("state_dir".into(), "/123".into()),
+            ("llama.memory_budget".into(), "6 GiB".into()),
+            ("agents.sandbox.read".into(), "/opt/a, /opt/b".into()),
+            ("models.coder".into(), "{ path = \"/m.gguf\", slots = 2 }".into()),
+            ("models.coder.embeddings".into(), "true".into()),
+        ],
+        ..Sources::default()
+    };
+    let config = sources.load().unwrap().config;
+    assert_eq!(config.state_dir.to_str(), Some("/123"));
+    assert_eq!(config.llama.memory_budget, Some(ByteSize::gib(6)));
+    assert_eq!(config.agents.sandbox.read.len(), 2);
+    assert_eq!(config.models["coder"].slots, 2);
+    assert!(config.models["coder"].embeddings);
+}
+
+#[test]
+fn wrong_configurations_say_where_and_what_to_do() {
+    let wrong = [
+        "[ralph\nworkers = 1",
+        "[ralph]\nmax_iteration = 3\n[coordnator]\n",
+        "[ralph]\nworkers = \"many\"\n",
+        "[ralph]\nlease = 30\n",
+        "[models.a]\nsource = \"x\"\nkv_type = \"q3\"\n",
+        "[models.a]\nslots = 0\n[models.b]\npath = \"b.gguf\"\nkv_type = \"q4_0\"\nflash_attention = \"off\"\n",
+        "[ralph]\nlisten = \"0.0.0.0:8092\"\n",
+    ];
+    let told = wrong.map(|file| format!("{file}\n→ {}\n", message(file))).join("\n");
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn unknown_variables_are_named_with_the_nearest_section() {
+    let sources = Sources { environment: vec![("LARES_RALHP__WORKERS".into(), "1".into())], ..Sources::default() };
+    insta::assert_snapshot!(sources.load().unwrap_err().to_string());
+}
+
+#[test]
+fn what_is_written_for_the_daemons_reads_back_the_same() {
+    let mut config = Config::default();
+    config.models.insert("coder".into(), lares_config::Model { source: Some("x".into()), ..Default::default() });
+    let (sources, _file) = sources(&config.to_toml().unwrap());
+    assert_eq!(sources.load().unwrap().config, config);
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_configuration_or_an_error(text in "[a-z_=\\[\\]\".0-9 \n]{0,200}") {
+        let (sources, _file) = sources(&text);
+        let _ = sources.load();
+    }
+
+    #[test]
+    fn any_variable_is_a_configuration_or_an_error(name in "LARES_[A-Z_]{0,30}", value in ".{0,30}") {
+        let sources = Sources { environment: vec![(name, value)], ..Sources::default() };
+        let _ = sources.load();
+    }
+}
