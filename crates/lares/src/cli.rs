@@ -1,0 +1,368 @@
+//! What can be typed: every command, its flags, its help with examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use uuid::Uuid;
+
+/// Exit codes, for people who call `lares` from scripts.
+pub mod exit {
+    /// It worked; a task that was waited for succeeded.
+    pub const OK: u8 = 0;
+    /// It did not work; the message says why.
+    pub const FAILURE: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// A task that was waited for ended without success.
+    pub const TASK_FAILED: u8 = 3;
+    /// The daemon that is needed does not answer.
+    pub const UNREACHABLE: u8 = 4;
+    /// The key is missing, unknown, or not allowed to do this.
+    pub const DENIED: u8 = 5;
+    /// The configuration is wrong (`EX_CONFIG`, which systemd knows).
+    pub const CONFIG: u8 = 78;
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  it worked; a task that was waited for succeeded
+  1  it did not work; the message says why
+  2  the command line is wrong
+  3  a task that was waited for ended without success
+  4  the daemon that is needed does not answer
+  5  the key is missing, unknown, or not allowed to do this
+  78 the configuration is wrong
+
+Environment:
+  LARES_CONFIG                   the configuration file
+  LARES_API_KEY_FILE             the key to show to the daemons
+  LARES_<SECTION>__<KEY>=VALUE   any key of the configuration, for example LARES_RALPH__WORKERS=2";
+
+/// Self-healing home for local AI coding agents.
+#[derive(Debug, Parser)]
+#[command(name = "lares", version, after_long_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Configuration file (TOML) [default: ~/.config/lares/config.toml, then /etc/lares/config.toml, where there is one]
+    #[arg(long, global = true, env = "LARES_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set one key of the configuration, over file and environment; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// Directory for everything Lares writes; short for --set state_dir=DIR
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Print JSON instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, for example ralph.workers=2")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the whole stack on this machine, in the foreground
+    #[command(after_help = "\
+Examples:
+  lares up                                              with a model that fits this machine
+  lares up --set models.coder.source=qwen2.5-coder-1.5b-instruct
+  lares --state-dir /srv/lares up
+
+Ctrl-C stops everything. The first start fetches a model and, where there is none, builds llama-server.")]
+    Up(Up),
+    /// Run one daemon, as systemd does
+    Serve {
+        /// Which
+        daemon: Daemon,
+    },
+    /// What runs where, under `lares up`
+    #[command(after_help = "Examples:\n  lares status\n  lares status --json | jq '.units[] | select(.state != \"active\")'")]
+    Status,
+    /// Units of a running `lares up`: restart one, read its log
+    #[command(subcommand)]
+    Unit(Unit),
+    /// Coding tasks: submit one, watch it, merge its result
+    #[command(subcommand)]
+    Task(Task),
+    /// API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Model files
+    #[command(subcommand)]
+    Model(Model),
+    /// The `llama-server` binary
+    #[command(subcommand)]
+    Engine(Engine),
+    /// The configuration: check it, show it, its schema
+    #[command(subcommand)]
+    Config(Config),
+    /// Show the whole thing at work: a real model solves a small coding task
+    #[command(after_help = "Example:\n  lares demo            everything it leaves is in the state directory it names at the end")]
+    Demo(Demo),
+    /// Print shell completions
+    #[command(after_help = "Example:\n  lares completions bash > ~/.local/share/bash-completion/completions/lares")]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    Man {
+        /// The directory; it is made when it is not there
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Say what would be started, and with what memory, then stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Daemon {
+    /// The OpenAI-compatible door
+    Coordinator,
+    /// The loop that works on tasks
+    Ralph,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Unit {
+    /// The same as `lares status`
+    List,
+    /// Start a unit that was stopped
+    Start {
+        /// Its name, as `lares status` shows it
+        unit: String,
+    },
+    /// Stop a unit and leave it stopped
+    Stop {
+        /// Its name
+        unit: String,
+    },
+    /// Stop a unit and start it again
+    Restart {
+        /// Its name
+        unit: String,
+    },
+    /// The last lines of a unit's log
+    Logs {
+        /// Its name
+        unit: String,
+        /// How many lines
+        #[arg(short = 'n', long, default_value_t = 50)]
+        lines: usize,
+        /// Go on with new lines until Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Submit a task and watch it until it ends
+    #[command(after_help = "\
+Examples:
+  lares task submit --check 'python3 -m unittest' 'make the tests pass'
+  lares task submit --repo ~/src/app --check 'cargo test' --max-iterations 5 --detach 'fix the parser'
+
+Exit code 0 means that the check exited 0 on the committed tree; 3 that it did not.")]
+    Submit(Submit),
+    /// Tasks, newest first
+    List {
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<String>,
+        /// How many
+        #[arg(short = 'n', long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// One task with its iterations
+    Show {
+        /// Its id
+        task: Uuid,
+    },
+    /// What happened, iteration by iteration
+    Logs {
+        /// Its id
+        task: Uuid,
+        /// Go on until the task ends
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// The change a task has made so far
+    Diff {
+        /// Its id
+        task: Uuid,
+    },
+    /// Stop a task; its branch stays
+    Cancel {
+        /// Its id
+        task: Uuid,
+    },
+    /// Release the result of a task that waits for approval
+    Approve {
+        /// Its id
+        task: Uuid,
+    },
+    /// Merge a task's commit into the branch it started from
+    Merge {
+        /// Its id
+        task: Uuid,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Submit {
+    /// What to do, in words
+    pub prompt: String,
+    /// The git repository
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub repo: PathBuf,
+    /// The command that decides: the task is done when it exits 0
+    #[arg(long, value_name = "COMMAND")]
+    pub check: String,
+    /// The agent that does it [default: builtin]
+    #[arg(long)]
+    pub backend: Option<String>,
+    /// The model to ask, by a name that the coordinator knows
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Most iterations [default: ralph.max_iterations]
+    #[arg(long, value_name = "N")]
+    pub max_iterations: Option<u32>,
+    /// Longest the task may run, such as 30m [default: ralph.timeout]
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<String>,
+    /// Wait for `lares task approve` before the result is released
+    #[arg(long)]
+    pub require_approval: bool,
+    /// Do not wait: print the id and return
+    #[arg(short, long)]
+    pub detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Make a key and print it: this is the only time it is shown
+    #[command(after_help = "Examples:\n  lares key create laptop --role client\n  lares key create ci --role operator --file ci.key")]
+    Create {
+        /// What it is for
+        name: String,
+        /// What it may do: viewer (read), client (use models), operator (tasks), admin (keys)
+        #[arg(long, default_value = "client")]
+        role: String,
+        /// Write it to this file (mode 0600) instead of printing it
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Keys, without their secrets
+    List,
+    /// Make a key useless, at once and for good
+    Revoke {
+        /// Its id or name
+        key: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Model {
+    /// The catalog, and which models are on this machine
+    List,
+    /// Fetch a model, verify its hash, put it in place
+    #[command(after_help = "Example:\n  lares model pull qwen2.5-coder-0.5b-instruct")]
+    Pull {
+        /// Its name in the catalog
+        name: String,
+    },
+    /// What a GGUF file says of itself, and the memory it would take
+    Show {
+        /// A catalog name or a file
+        model: String,
+        /// Tokens of context for each request
+        #[arg(long, default_value_t = 8192)]
+        context_size: u32,
+        /// Requests at the same time
+        #[arg(long, default_value_t = 1)]
+        slots: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Engine {
+    /// Build llama-server for this machine's CPU (4 to 8 minutes on two cores)
+    Install,
+    /// Which llama-server is used, its version, and whether it can serve what the configuration wants
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Check a configuration file; exit code 78 when it is wrong
+    Check {
+        /// The file [default: the one that would be used]
+        file: Option<PathBuf>,
+    },
+    /// Print the JSON Schema of the configuration file
+    Schema,
+    /// Effective values, each with where it came from; secrets masked
+    Show {
+        /// Only keys that are not defaults
+        #[arg(long)]
+        changed: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Catalog name of the model
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Solve the task this many times and print how many iterations each took
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub runs: u32,
+    /// Most iterations a run
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub max_iterations: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_is_described() {
+        fn walk(command: &clap::Command, missing: &mut Vec<String>) {
+            for sub in command.get_subcommands() {
+                if sub.get_about().is_none() {
+                    missing.push(sub.get_name().to_owned());
+                }
+                walk(sub, missing);
+            }
+            let undescribed = command.get_arguments().filter(|a| a.get_help().is_none() && a.get_id() != "help");
+            missing.extend(undescribed.map(|a| format!("{} {}", command.get_name(), a.get_id())));
+        }
+        let mut missing = Vec::new();
+        walk(&Cli::command(), &mut missing);
+        assert_eq!(missing, Vec::<String>::new());
+    }
+}
