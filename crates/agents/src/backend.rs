@@ -61,7 +61,12 @@ pub struct Run {
 
 impl Run {
     /// The first iteration of a task, at temperature 0, within a quarter of an hour.
-    pub fn new(task_id: Uuid, prompt: impl Into<String>, worktree: impl Into<PathBuf>, check: impl Into<String>) -> Self {
+    pub fn new(
+        task_id: Uuid,
+        prompt: impl Into<String>,
+        worktree: impl Into<PathBuf>,
+        check: impl Into<String>,
+    ) -> Self {
         Self {
             task_id,
             prompt: prompt.into(),

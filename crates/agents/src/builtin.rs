@@ -66,7 +66,8 @@ impl Settings {
             )
         })?;
         let builtin = &config.agents.builtin;
-        let local = config.models.iter().find(|(name, local)| *name == model || local.aliases.iter().any(|a| a == model));
+        let local =
+            config.models.iter().find(|(name, local)| *name == model || local.aliases.iter().any(|a| a == model));
         Ok(Self {
             url: config.coordinator_url(),
             key_file: Some(config.agent_key_file()),

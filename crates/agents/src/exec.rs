@@ -263,10 +263,8 @@ impl Started {
             .stdout(Stdio::from(writer.try_clone()?))
             .stderr(Stdio::from(writer))
             .spawn();
-        let child = child.map_err(|error| ExecError::Launcher {
-            program: launcher.program.clone(),
-            reason: error.to_string(),
-        })?;
+        let child = child
+            .map_err(|error| ExecError::Launcher { program: launcher.program.clone(), reason: error.to_string() })?;
         ours.set_nonblocking(true)?;
         let (reports, mut control) = UnixStream::from_std(ours)?.into_split();
         // A launcher that ends at once says why better than the failing write does.

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lares_config::{Network, SandboxMode};
+use lares_config::{Network, Sandbox, SandboxMode};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use descendants::end_sessions;
@@ -66,7 +66,7 @@ pub enum Reach {
 
 impl Policy {
     /// The policy of a check that runs in `worktree`.
-    pub fn for_check(sandbox: &lares_config::Sandbox, worktree: &Path) -> Self {
+    pub fn for_check(sandbox: &Sandbox, worktree: &Path) -> Self {
         let reach = match sandbox.check_network {
             Network::None => Reach::Nothing,
             Network::Host => Reach::Host,
@@ -75,19 +75,20 @@ impl Policy {
     }
 
     /// The policy of an agent that edits `worktree` and talks to the coordinator on `coordinator_port`, nothing else.
-    pub fn for_agent(sandbox: &lares_config::Sandbox, worktree: &Path, coordinator_port: u16) -> Self {
+    pub fn for_agent(sandbox: &Sandbox, worktree: &Path, coordinator_port: u16) -> Self {
         Self::new(sandbox, worktree, Reach::Ports(vec![coordinator_port]))
     }
 
-    fn new(sandbox: &lares_config::Sandbox, worktree: &Path, reach: Reach) -> Self {
-        let home = paths::home();
-        let expand = |listed: &[PathBuf]| listed.iter().filter_map(|path| paths::expand(path, home.as_deref()));
-        let hidden = ALWAYS_HIDDEN.iter().filter_map(|path| paths::expand(Path::new(path), home.as_deref())).collect();
+    fn new(sandbox: &Sandbox, worktree: &Path, reach: Reach) -> Self {
+        let home_directory = home();
+        let expanded = |listed: &[PathBuf]| -> Vec<PathBuf> {
+            listed.iter().filter_map(|path| expand(path, home_directory.as_deref())).collect()
+        };
         Self {
             mode: sandbox.mode,
-            read: expand(&sandbox.read).collect(),
-            write: std::iter::once(worktree.to_owned()).chain(expand(&sandbox.write)).collect(),
-            hidden,
+            read: expanded(&sandbox.read),
+            write: std::iter::once(worktree.to_owned()).chain(expanded(&sandbox.write)).collect(),
+            hidden: expanded(&ALWAYS_HIDDEN.map(PathBuf::from)),
             reach,
             scratch: None,
         }

@@ -88,7 +88,13 @@ impl Ledger {
     }
 
     /// For a request that has just arrived.
-    pub fn open(&self, endpoint: Endpoint, caller: &Caller, headers: &HeaderMap, request_id: Option<String>) -> Account {
+    pub fn open(
+        &self,
+        endpoint: Endpoint,
+        caller: &Caller,
+        headers: &HeaderMap,
+        request_id: Option<String>,
+    ) -> Account {
         let mut event = Event::new("request");
         event.subject =
             headers.get(TASK_HEADER).and_then(|id| id.to_str().ok()).and_then(|id| Uuid::parse_str(id.trim()).ok());

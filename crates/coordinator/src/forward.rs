@@ -196,7 +196,8 @@ impl Door {
             tracing::debug!(upstream = upstream.name(), ?failure, "trying again");
             // The place is kept meanwhile: nobody else should try this upstream now, and nothing piles up outside the
             // queue's bound.
-            sleep(Duration::from_millis(rand::rng().random_range(PAUSE_MS))).await;
+            let pause = Duration::from_millis(rand::rng().random_range(PAUSE_MS));
+            sleep(pause).await;
             if self.lanes.another_lives(candidates, permit.lane()) {
                 drop(permit);
                 let deadline = deadline.max(Instant::now() + Duration::from_secs(1));

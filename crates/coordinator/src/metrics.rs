@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use lares_store::events::Event;
+use lares_store::events::{Event, Recorder};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -96,6 +96,27 @@ impl Metrics {
     }
 }
 
+/// Makes the recorder's losses part of a daemon's metrics.
+pub fn register_recorder(metrics: &lares_gate::Metrics, recorder: Recorder) {
+    metrics.register(|registry| registry.register_collector(Box::new(RecorderMetrics { recorder })));
+}
+
+#[derive(Debug)]
+struct RecorderMetrics {
+    recorder: Recorder,
+}
+
+impl Collector for RecorderMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let dropped = ConstCounter::new(self.recorder.dropped());
+        let about = "Events dropped because the spool was full";
+        dropped.encode(encoder.encode_descriptor("events_dropped", about, None, dropped.metric_type())?)?;
+        let waiting = ConstGauge::new(i64::try_from(self.recorder.spooled_bytes()).unwrap_or(i64::MAX));
+        let about = "Bytes of events not yet in PostgreSQL";
+        waiting.encode(encoder.encode_descriptor("events_spooled_bytes", about, None, waiting.metric_type())?)
+    }
+}
+
 /// Reads the lanes when metrics are asked for.
 #[derive(Debug)]
 struct LaneMetrics {
@@ -108,7 +129,12 @@ impl Collector for LaneMetrics {
         let (lanes, now) = (self.lanes.snapshot(), Instant::now());
         let gauge = |value: usize| ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
         let queued = gauge(self.lanes.queued());
-        queued.encode(encoder.encode_descriptor("queued", "Requests waiting for an upstream", None, queued.metric_type())?)?;
+        queued.encode(encoder.encode_descriptor(
+            "queued",
+            "Requests waiting for an upstream",
+            None,
+            queued.metric_type(),
+        )?)?;
         let labelled = || self.upstreams.iter().zip(&lanes);
         let mut in_flight = encoder.encode_descriptor(
             "upstream_in_flight",

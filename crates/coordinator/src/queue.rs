@@ -75,9 +75,10 @@ impl<T> Fair<T> {
 
     /// Takes the next entry that `fits`; its caller goes to the end of the ring.
     pub fn take(&mut self, fits: impl Fn(&T) -> bool) -> Option<T> {
-        let (at, place) = self.ring.iter().enumerate().find_map(|(at, line)| {
-            line.entries.iter().position(|(_, entry)| fits(entry)).map(|place| (at, place))
-        })?;
+        let (at, place) =
+            self.ring.iter().enumerate().find_map(|(at, line)| {
+                line.entries.iter().position(|(_, entry)| fits(entry)).map(|place| (at, place))
+            })?;
         let mut line = self.ring.remove(at)?;
         let (_, entry) = line.entries.remove(place)?;
         self.waiting -= 1;
@@ -188,11 +189,8 @@ struct Waiter {
 impl Lanes {
     /// Lanes of these widths (at least 1 each); a candidate's lane is its place in this list.
     pub fn new(capacities: impl IntoIterator<Item = usize>, max_queued: usize) -> Self {
-        let state = State {
-            lanes: capacities.into_iter().map(Lane::new).collect(),
-            waiting: Fair::default(),
-            next_ticket: 0,
-        };
+        let state =
+            State { lanes: capacities.into_iter().map(Lane::new).collect(), waiting: Fair::default(), next_ticket: 0 };
         Self { shared: Arc::new(Shared { max_queued, state: Mutex::new(state) }) }
     }
 

@@ -241,10 +241,7 @@ mod tests {
         let error = error_of(Refusal::unknown_model("qwem", Some("qwen"), &["minilm", "qwen"])).await;
         assert_eq!(error["code"], "model_not_found");
         assert_eq!(error["param"], "model");
-        assert_eq!(
-            error["message"],
-            "the model `qwem` does not exist; did you mean `qwen`? There is `minilm`, `qwen`"
-        );
+        assert_eq!(error["message"], "the model `qwem` does not exist; did you mean `qwen`? There is `minilm`, `qwen`");
     }
 
     #[test]

@@ -67,11 +67,15 @@ impl Ask {
             }
             Err(error) => return Err(Refusal::invalid_body(format!("the request body is not valid JSON: {error}"))),
         };
+        // serde would take an array for the fields in order.
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(Refusal::invalid_body("the request body must be one JSON object".to_owned()));
+        }
         let Some(raw) = looked.model else {
             return Err(Refusal::parameter("model", "`model` is missing; `GET /v1/models` lists the names"));
         };
-        let model: String = serde_json::from_str(raw.get())
-            .map_err(|_| Refusal::parameter("model", "`model` must be a string"))?;
+        let model: String =
+            serde_json::from_str(raw.get()).map_err(|_| Refusal::parameter("model", "`model` must be a string"))?;
         let stream = match looked.stream.map(RawValue::get) {
             None | Some("false") => false,
             Some("true") => true,
@@ -119,7 +123,8 @@ mod tests {
 
     #[test]
     fn another_name_changes_the_model_and_nothing_else() {
-        let ask = read("{\"z\":1e5,\n \"model\" :\t\"a\\u0062\", \"tools\":[{\"model\":\"ab\"}],\"a\":\"\\u00e9\"} ").unwrap();
+        let ask = read("{\"z\":1e5,\n \"model\" :\t\"a\\u0062\", \"tools\":[{\"model\":\"ab\"}],\"a\":\"\\u00e9\"} ")
+            .unwrap();
         assert_eq!(ask.model, "ab");
         assert_eq!(
             ask.body_for("Qwen/\"2\""),

@@ -4,8 +4,8 @@
 //! [`crate::queue`]; the choice itself is the pure [`least_loaded`].
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lares_config::Config;
 use tokio::time::Instant;
@@ -243,8 +243,7 @@ fn table(offers: &[Offer<'_>]) -> BTreeMap<String, Route> {
             if same.iter().any(|offer| offer.facts.embeddings != facts.embeddings) {
                 facts.embeddings = None;
             }
-            let route =
-                Route { facts, completions: candidates(&same, false), embeddings: candidates(&same, true) };
+            let route = Route { facts, completions: candidates(&same, false), embeddings: candidates(&same, true) };
             (name.to_owned(), route)
         })
         .collect()
@@ -315,8 +314,7 @@ mod tests {
     fn ties_go_round() {
         let candidates = Candidates::new(vec![(0, String::new()), (1, String::new()), (2, String::new())]);
         let lanes = vec![Lane::new(4), Lane::new(4), Lane::new(4)];
-        let chosen: Vec<_> =
-            (0..6).map(|_| least_loaded(&candidates, &lanes, Instant::now()).unwrap()).collect();
+        let chosen: Vec<_> = (0..6).map(|_| least_loaded(&candidates, &lanes, Instant::now()).unwrap()).collect();
         assert_eq!(chosen, [0, 1, 2, 0, 1, 2]);
     }
 
@@ -328,7 +326,11 @@ mod tests {
         ) {
             let lanes: Vec<Lane> = loads
                 .iter()
-                .map(|(capacity, in_flight)| Lane { in_flight: *in_flight, ..Lane::new(*capacity) })
+                .map(|(capacity, in_flight)| {
+                    let mut lane = Lane::new(*capacity);
+                    lane.in_flight = *in_flight;
+                    lane
+                })
                 .collect();
             let candidates = Candidates::new((0..lanes.len()).map(|lane| (lane, String::new())).collect());
             candidates.turn.store(turn, Ordering::Relaxed);

@@ -93,7 +93,7 @@ impl Upstream {
     fn at(name: &str, url: &str, capacity: u32, key: Option<&str>) -> Result<Self, Error> {
         let bad = |why: &str| Error::Upstream { upstream: name.to_owned(), url: url.to_owned(), why: why.to_owned() };
         let base = url.trim_end_matches('/');
-        let parsed: Uri = base.parse().map_err(|_| bad("it is no URL"))?;
+        let parsed: Uri = base.parse().map_err(|_| bad("it must be a URL such as http://HOST:PORT/v1"))?;
         let https = match parsed.scheme_str() {
             Some("http") => false,
             Some("https") => true,
@@ -204,7 +204,12 @@ impl Clients {
                     .redirect(reqwest::redirect::Policy::none())
                     .build()
             });
-            Some(built.await.map_err(|error| Error::Tls(error.to_string()))?.map_err(|error| Error::Tls(chain(&error)))?)
+            Some(
+                built
+                    .await
+                    .map_err(|error| Error::Tls(error.to_string()))?
+                    .map_err(|error| Error::Tls(chain(&error)))?,
+            )
         } else {
             None
         };
@@ -224,8 +229,8 @@ impl Clients {
         let request = upstream.request(endpoint, client, request_id, body);
         match &self.tls {
             Some(tls) if upstream.https => {
-                let request =
-                    reqwest::Request::try_from(request.map(reqwest::Body::wrap)).map_err(|e| SendError::Connect(chain(&e)))?;
+                let request = reqwest::Request::try_from(request.map(reqwest::Body::wrap))
+                    .map_err(|e| SendError::Connect(chain(&e)))?;
                 let sent = tls.execute(request).await;
                 sent.map(|response| Response::<reqwest::Body>::from(response).map(Answer::Tls)).map_err(|error| {
                     if error.is_connect() { SendError::Connect(chain(&error)) } else { SendError::Lost(chain(&error)) }
@@ -334,7 +339,7 @@ mod tests {
             ("ftp://host/v1", "http://"),
             ("http://user:pass@host/v1", "api_key_file"),
             ("http://host/v1?x=1", "up to and including /v1"),
-            ("http://", "no URL"),
+            ("http://", "HOST:PORT"),
         ] {
             let error = Upstream::at("box", url, 1, None).unwrap_err().to_string();
             assert!(error.contains(said), "{url}: {error}");

@@ -4,7 +4,7 @@
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Request};
@@ -97,7 +97,7 @@ impl Gate {
     }
 
     #[cfg(test)]
-    pub(crate) fn holding(keys: Vec<keys::Key>, read_at: Instant, max_age: Duration) -> Self {
+    pub(crate) fn holding(keys: Vec<keys::Key>, read_at: std::time::Instant, max_age: Duration) -> Self {
         let (_, keys) = watch::channel(Keyring::new(keys, read_at));
         Self { keys, max_age, refusals: Family::default() }
     }
@@ -315,6 +315,7 @@ mod tests {
     use crate::testing::{body, key};
     use axum::body::Body;
     use axum::routing::get;
+    use std::time::Instant;
     use tower::ServiceExt;
 
     const HOUR: Duration = Duration::from_secs(3600);

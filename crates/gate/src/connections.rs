@@ -352,7 +352,7 @@ mod tests {
         let endless = get(|| async {
             let pieces = futures_util::stream::unfold((), |()| async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                Some((Ok::<_, std::io::Error>("more "), ()))
+                Some((Ok::<_, io::Error>("more "), ()))
             });
             Response::new(Body::from_stream(pieces))
         });

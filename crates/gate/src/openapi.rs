@@ -5,22 +5,26 @@ use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{OpenApi as _, ToSchema};
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder,
+};
+use utoipa::{PartialSchema, ToSchema};
 
-use crate::problem::{FieldError, Problem};
+use crate::problem::{FieldError, OpenAiError, OpenAiErrorDetails, Problem};
+use crate::request::is_below;
 
 const BEARER: &str = "bearer";
 const API_KEY: &str = "api_key";
-
-#[derive(utoipa::OpenApi)]
-#[openapi(components(schemas(Problem, FieldError)))]
-struct Common;
+const PROBLEM_JSON: &str = "application/problem+json";
 
 /// The document before any route is in it.
 pub(crate) fn begin(name: &str) -> OpenApi {
     let info = InfoBuilder::new().title(format!("Lares {name}")).version(env!("CARGO_PKG_VERSION")).build();
-    OpenApiBuilder::from(Common::openapi()).info(info).build()
+    let components = ComponentsBuilder::new()
+        .schema(Problem::name(), Problem::schema())
+        .schema(FieldError::name(), FieldError::schema())
+        .build();
+    OpenApiBuilder::new().info(info).components(Some(components)).build()
 }
 
 /// Says how keys are shown.
@@ -56,17 +60,32 @@ pub(crate) fn require_key(doc: &mut OpenApi, role: Role) {
 /// Says of every operation in `doc` what comes back when anything else goes wrong.
 pub(crate) fn add_default_problem(doc: &mut OpenApi) {
     for operation in doc.paths.paths.values_mut().flat_map(operations) {
-        operation
-            .responses
-            .responses
-            .entry("default".to_owned())
-            .or_insert_with(|| problem("What went wrong, and what to do about it"));
+        let responses = &mut operation.responses.responses;
+        responses.entry("default".to_owned()).or_insert_with(|| problem("What went wrong, and what to do about it"));
+    }
+}
+
+/// Says of every operation below `prefix` that its errors have the shape of OpenAI's API.
+pub(crate) fn shape_as_openai(doc: &mut OpenApi, prefix: &str) {
+    let components = doc.components.get_or_insert_default();
+    components.schemas.extend([
+        (OpenAiError::name().into_owned(), OpenAiError::schema()),
+        (OpenAiErrorDetails::name().into_owned(), OpenAiErrorDetails::schema()),
+    ]);
+    let below = doc.paths.paths.iter_mut().filter(|(path, _)| is_below(path, prefix)).map(|(_, item)| item);
+    for response in below.flat_map(operations).flat_map(|operation| operation.responses.responses.values_mut()) {
+        if let RefOr::T(response) = response
+            && response.content.shift_remove(PROBLEM_JSON).is_some()
+        {
+            let shape = ContentBuilder::new().schema(Some(Ref::from_schema_name(OpenAiError::name()))).build();
+            response.content.insert("application/json".to_owned(), shape);
+        }
     }
 }
 
 fn problem(meaning: &str) -> RefOr<Response> {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
-    ResponseBuilder::new().description(meaning).content("application/problem+json", content).build().into()
+    ResponseBuilder::new().description(meaning).content(PROBLEM_JSON, content).build().into()
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -10,12 +10,17 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
-use serde_json::json;
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// An error as callers see it (`application/problem+json`).
+#[derive(Debug, Clone, Serialize)]
+pub struct Problem(Box<Details>);
+
+/// What a problem consists of. Boxed, since errors travel through every `Result` of a handler.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Problem {
+#[schema(description = "What went wrong (RFC 9457).")]
+struct Details {
     /// `urn:lares:problem:` and the kind of problem; stable, made for programs.
     #[serde(rename = "type")]
     #[schema(example = "urn:lares:problem:not-found")]
@@ -40,6 +45,18 @@ pub struct Problem {
     headers: HeaderMap,
 }
 
+impl PartialSchema for Problem {
+    fn schema() -> RefOr<Schema> {
+        Details::schema()
+    }
+}
+
+impl ToSchema for Problem {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Details::schemas(schemas);
+    }
+}
+
 /// One wrong field of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldError {
@@ -47,6 +64,28 @@ pub struct FieldError {
     pub field: String,
     /// What is wrong with it.
     pub detail: String,
+}
+
+/// An error as OpenAI's API shows it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct OpenAiError {
+    error: OpenAiErrorDetails,
+}
+
+/// What an error of OpenAI's API consists of.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct OpenAiErrorDetails {
+    /// What happened, and what to do about it.
+    message: String,
+    /// The class of error, by status.
+    #[serde(rename = "type")]
+    #[schema(example = "invalid_request_error")]
+    kind: &'static str,
+    /// The field of the request that is wrong.
+    #[schema(required)]
+    param: Option<String>,
+    /// The kind of problem; stable, made for programs.
+    code: String,
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -60,7 +99,7 @@ impl Problem {
         if let Some(first) = title.get_mut(..1) {
             first.make_ascii_uppercase();
         }
-        Self {
+        Self(Box::new(Details {
             kind: format!("urn:lares:problem:{slug}"),
             title,
             status,
@@ -68,7 +107,7 @@ impl Problem {
             errors: Vec::new(),
             slug,
             headers: HeaderMap::new(),
-        }
+        }))
     }
 
     /// 400.
@@ -104,14 +143,14 @@ impl Problem {
     /// Adds a wrong field.
     #[must_use]
     pub fn error(mut self, field: impl Into<String>, detail: impl Into<String>) -> Self {
-        self.errors.push(FieldError { field: field.into(), detail: detail.into() });
+        self.0.errors.push(FieldError { field: field.into(), detail: detail.into() });
         self
     }
 
     /// Adds a header to the answer.
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.0.headers.insert(name, value);
         self
     }
 
@@ -124,43 +163,44 @@ impl Problem {
 
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
-        self.status
+        self.0.status
     }
 
     /// The kind of problem, in kebab-case.
     pub fn slug(&self) -> &'static str {
-        self.slug
+        self.0.slug
     }
 
     /// What happened this time.
     pub fn detail(&self) -> &str {
-        &self.detail
+        &self.0.detail
     }
 
     /// The fields of the request that are wrong.
     pub fn errors(&self) -> &[FieldError] {
-        &self.errors
+        &self.0.errors
     }
 
     /// The same error in the shape of OpenAI's API; its `code` is the slug with `_` for `-`.
     ///
     /// Routes below [`Surface::openai_errors_below`](crate::Surface::openai_errors_below) need not call it.
     pub fn into_openai_response(self) -> Response {
-        let body = json!({
-            "error": {
-                "message": self.detail,
-                "type": openai_type(self.status),
-                "param": self.errors.first().map(|e| e.field.as_str()).filter(|f| !f.is_empty()),
-                "code": self.slug.replace('-', "_"),
-            }
-        });
-        self.answer("application/json", body.to_string())
+        let body = OpenAiError {
+            error: OpenAiErrorDetails {
+                message: self.0.detail.clone(),
+                kind: openai_type(self.0.status),
+                param: self.0.errors.first().map(|e| e.field.clone()).filter(|f| !f.is_empty()),
+                code: self.0.slug.replace('-', "_"),
+            },
+        };
+        let body = serde_json::to_string(&body).unwrap_or_else(|_| "{}".to_owned());
+        self.answer("application/json", body)
     }
 
     fn answer(self, content_type: &'static str, body: String) -> Response {
         let mut response = Response::new(Body::from(body));
-        *response.status_mut() = self.status;
-        response.headers_mut().extend(self.headers.clone());
+        *response.status_mut() = self.0.status;
+        response.headers_mut().extend(self.0.headers.clone());
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         response.extensions_mut().insert(self);
         response

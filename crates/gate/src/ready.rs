@@ -21,7 +21,7 @@ pub(crate) struct Readiness {
     /// `ready` when every check passed.
     pub(crate) status: ReadyStatus,
     /// Every dependency.
-    pub(crate) checks: Vec<CheckState>,
+    pub(crate) checks: Vec<Dependency>,
 }
 
 /// Whether requests can be served.
@@ -34,13 +34,13 @@ pub(crate) enum ReadyStatus {
     NotReady,
 }
 
-/// One dependency and its state.
+/// Something that requests depend on, and its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct CheckState {
+pub(crate) struct Dependency {
     /// What was asked.
     name: &'static str,
     /// How it is.
-    state: State,
+    state: DependencyState,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
@@ -49,7 +49,7 @@ pub(crate) struct CheckState {
 /// State of a dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum State {
+pub(crate) enum DependencyState {
     /// It answered.
     Ok,
     /// It did not, or said what is wrong.
@@ -93,8 +93,8 @@ impl Checks {
         {
             return readiness.clone();
         }
-        let checks = join_all(self.checks.iter().map(Check::state)).await;
-        let ready = checks.iter().all(|check| check.state == State::Ok);
+        let checks = join_all(self.checks.iter().map(Check::ask)).await;
+        let ready = checks.iter().all(|check| check.state == DependencyState::Ok);
         let status = if ready { ReadyStatus::Ready } else { ReadyStatus::NotReady };
         let readiness = Readiness { status, checks };
         *last = Some((Instant::now(), readiness.clone()));
@@ -103,7 +103,7 @@ impl Checks {
 }
 
 impl Check {
-    async fn state(&self) -> CheckState {
+    async fn ask(&self) -> Dependency {
         let checked = AssertUnwindSafe(async { (self.run)().await }).catch_unwind();
         let detail = match tokio::time::timeout(CHECK_TIMEOUT, checked).await {
             Ok(Ok(Ok(()))) => None,
@@ -111,8 +111,8 @@ impl Check {
             Ok(Err(_)) => Some("the check itself failed; the log has the cause".to_owned()),
             Err(_) => Some(format!("no answer within {} s", CHECK_TIMEOUT.as_secs())),
         };
-        let state = if detail.is_none() { State::Ok } else { State::Failed };
-        CheckState { name: self.name, state, detail }
+        let state = if detail.is_none() { DependencyState::Ok } else { DependencyState::Failed };
+        Dependency { name: self.name, state, detail }
     }
 }
 

@@ -98,7 +98,8 @@ pub(crate) async fn observe(State(observer): State<Observer>, mut request: Reque
     .await
 }
 
-fn is_below(path: &str, prefix: &str) -> bool {
+/// Whether a path is `prefix` or continues it with another segment.
+pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -156,7 +157,7 @@ async fn as_problem(response: Response, method: &Method) -> Response {
     let text = body.collect().await.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned());
     let (slug, meaning) = plain_problem(status, method);
     let detail = text.ok().filter(|text| !text.is_empty()).unwrap_or(meaning);
-    with_headers(Problem::new(status, slug, detail).into_response(), head.headers)
+    with_headers(Problem::new(status, slug, detail).into_response(), &head.headers)
 }
 
 fn plain_problem(status: StatusCode, method: &Method) -> (&'static str, String) {
@@ -182,13 +183,13 @@ fn plain_problem(status: StatusCode, method: &Method) -> (&'static str, String) 
 /// Gives an error the shape of OpenAI's API if it is a [`Problem`].
 fn as_openai(mut response: Response) -> Response {
     match response.extensions_mut().remove::<Problem>() {
-        Some(problem) => with_headers(problem.into_openai_response(), std::mem::take(response.headers_mut())),
+        Some(problem) => with_headers(problem.into_openai_response(), response.headers()),
         None => response,
     }
 }
 
 /// Keeps what others said in headers (`Allow`, …) when an answer gets another body.
-fn with_headers(mut response: Response, headers: HeaderMap) -> Response {
+fn with_headers(mut response: Response, headers: &HeaderMap) -> Response {
     for (name, value) in headers.iter().filter(|(name, _)| **name != CONTENT_TYPE && **name != CONTENT_LENGTH) {
         if !response.headers().contains_key(name) {
             response.headers_mut().append(name, value.clone());

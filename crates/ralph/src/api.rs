@@ -414,8 +414,9 @@ impl SubmitTask {
     /// Reads a request body; the error names every field that is wrong, not only the first.
     pub fn read(body: &[u8]) -> Result<Submission, Vec<FieldError>> {
         let mut errors = Errors::default();
-        let fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(body)
-            .map_err(|error| vec![FieldError { field: "body".to_owned(), detail: format!("not a JSON object: {error}") }])?;
+        let fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(body).map_err(|error| {
+            vec![FieldError { field: String::new(), detail: format!("not a JSON object: {error}") }]
+        })?;
         for name in fields.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
             errors.add(name, format!("unknown field; the fields are {}", FIELDS.join(", ")));
         }
@@ -461,7 +462,8 @@ impl SubmitTask {
         let max_iterations = match fields.get("max_iterations") {
             None | Some(serde_json::Value::Null) => None,
             Some(value) => {
-                let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=MAX_ITERATIONS).contains(n));
+                let number =
+                    value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=MAX_ITERATIONS).contains(n));
                 if number.is_none() {
                     errors.add("max_iterations", format!("has to be a whole number from 1 to {MAX_ITERATIONS}"));
                 }
@@ -551,7 +553,7 @@ mod tests {
     #[test]
     fn a_body_that_is_no_object_is_refused() {
         for body in [&b"[]"[..], b"", b"{", b"\"x\""] {
-            assert_eq!(SubmitTask::read(body).unwrap_err()[0].field, "body");
+            assert_eq!(SubmitTask::read(body).unwrap_err()[0].field, "");
         }
     }
 }

@@ -141,7 +141,10 @@ impl Call {
     }
 
     fn name(&self) -> String {
-        self.args.iter().find(|arg| !arg.as_encoded_bytes().starts_with(b"-")).map_or_else(String::new, |arg| arg.to_string_lossy().into_owned())
+        self.args
+            .iter()
+            .find(|arg| !arg.as_encoded_bytes().starts_with(b"-"))
+            .map_or_else(String::new, |arg| arg.to_string_lossy().into_owned())
     }
 
     /// Runs it; whether it succeeded is the caller's to judge.
@@ -200,7 +203,9 @@ impl Call {
             let status = child.wait().await.map_err(GitError::Unavailable)?;
             Ok(Finished { command: command.clone(), code: status.code(), out, err })
         };
-        tokio::time::timeout(TIMEOUT, run).await.unwrap_or_else(|_| Err(GitError::TimedOut { command: command.clone() }))
+        tokio::time::timeout(TIMEOUT, run)
+            .await
+            .unwrap_or_else(|_| Err(GitError::TimedOut { command: command.clone() }))
     }
 
     /// Runs it and returns what it printed.

@@ -1,6 +1,7 @@
 //! Holding a task: the lease is renewed, the time is counted, and whatever ends the work early reaches what runs.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,8 @@ pub(crate) struct Hold {
     timeout: Duration,
     began: Instant,
     why: Mutex<Option<Halt>>,
+    /// Times in a row that the model was away.
+    away: AtomicU32,
     /// Fires when the work has to stop; the reason is set by then.
     pub(crate) stop: CancellationToken,
 }
@@ -58,6 +61,7 @@ impl Hold {
             timeout: task.timeout,
             began: Instant::now(),
             why: Mutex::new(None),
+            away: AtomicU32::new(0),
             stop: CancellationToken::new(),
         }
     }
@@ -88,6 +92,16 @@ impl Hold {
         }
     }
 
+    /// Counts that the model was away once more; how often it was before.
+    pub(crate) fn note_away(&self) -> u32 {
+        self.away.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The model answered.
+    pub(crate) fn note_back(&self) {
+        self.away.store(0, Ordering::Relaxed);
+    }
+
     /// Waits, unless the work has to stop.
     pub(crate) async fn pause(&self, wait: Duration) -> Result<(), Halt> {
         let _ = self.stop.run_until_cancelled(sleep(wait)).await;
@@ -108,7 +122,7 @@ impl Hold {
             let rung = async {
                 loop {
                     match bell.recv().await {
-                        Ok(id) if id != self.lease.task => {}
+                        Ok(id) if id != self.lease.task && !id.is_nil() => {}
                         // After a gap the announcement may have been for this task.
                         Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
                         Err(broadcast::error::RecvError::Closed) => std::future::pending::<()>().await,
@@ -145,7 +159,10 @@ impl Hold {
     }
 
     /// Writes, trying again while PostgreSQL is away: the heartbeat ends it when the lease is over.
-    pub(crate) async fn write<'s, T, F>(&'s self, mut query: impl FnMut(lares_store::tasks::Tasks<'s>) -> F) -> Result<T, Halt>
+    pub(crate) async fn write<'s, T, F>(
+        &'s self,
+        mut query: impl FnMut(lares_store::tasks::Tasks<'s>) -> F,
+    ) -> Result<T, Halt>
     where
         F: Future<Output = Result<T, TaskError>>,
     {

@@ -61,15 +61,14 @@ pub(crate) async fn merge(
 ) -> Result<Merge, MergeError> {
     let base = base.ok_or_else(|| MergeError::NoBranch(result_branch.to_owned()))?;
     let full = format!("refs/heads/{base}");
-    let tip = repo
-        .get_ref(&full)
-        .await?
-        .ok_or_else(|| MergeError::BranchGone(base.to_owned(), result_branch.to_owned()))?;
+    let tip =
+        repo.get_ref(&full).await?.ok_or_else(|| MergeError::BranchGone(base.to_owned(), result_branch.to_owned()))?;
     if is_ancestor(repo, result, &tip).await? {
         return Ok(Merge { commit: tip, fast_forward: true });
     }
     let fast_forward = is_ancestor(repo, &tip, result).await?;
-    let commit = if fast_forward { result.to_owned() } else { joined(repo, base, &tip, result, result_branch, message).await? };
+    let commit =
+        if fast_forward { result.to_owned() } else { joined(repo, base, &tip, result, result_branch, message).await? };
     match checked_out(repo, &full).await? {
         Some(path) => {
             let status = Call::new(&path, ["status", "--porcelain", "--untracked-files=no"]).run().await?;
@@ -107,7 +106,8 @@ async fn joined(
     result_branch: &str,
     message: &str,
 ) -> Result<String, MergeError> {
-    let merged = repo.call(["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", tip, result]).output().await?;
+    let merged =
+        repo.call(["merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", tip, result]).output().await?;
     let out = String::from_utf8_lossy(&merged.out).into_owned();
     let mut parts = out.split('\0').filter(|part| !part.is_empty());
     match merged.code {

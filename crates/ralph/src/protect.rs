@@ -36,7 +36,8 @@ const TEST_NAMES: [(&str, &str); 14] = [
 /// Names that are test files whatever comes after them.
 const TEST_STEMS: [&str; 6] = ["test", "tests", "run_tests", "runtests", "run-tests", "check"];
 /// Files that a test runner loads unasked, so that a new one can change what passes.
-const HOOKS: [&str; 6] = ["conftest.py", "pytest.ini", "sitecustomize.py", "usercustomize.py", "tox.ini", ".mocharc.js"];
+const HOOKS: [&str; 6] =
+    ["conftest.py", "pytest.ini", "sitecustomize.py", "usercustomize.py", "tox.ini", ".mocharc.js"];
 /// First word of a check, and the file that says what it does.
 const RECIPES: [(&str, &[&str]); 9] = [
     ("make", &["Makefile", "makefile", "GNUmakefile"]),
@@ -69,7 +70,8 @@ impl Protection {
             .filter(|path| !asks_to_edit(prompt, path))
             .map(str::to_owned)
             .collect();
-        let allowed_hooks = HOOKS.iter().filter(|hook| asks_to_edit(prompt, hook)).map(|&hook| hook.to_owned()).collect();
+        let allowed_hooks =
+            HOOKS.iter().filter(|hook| asks_to_edit(prompt, hook)).map(|&hook| hook.to_owned()).collect();
         Self { restored, allowed_hooks }
     }
 
@@ -98,7 +100,9 @@ fn is_test(path: &str) -> bool {
 fn recipes(check: &str) -> Vec<&'static str> {
     let words = check.split(|c: char| c.is_whitespace() || "&|;()".contains(c)).map(name_of);
     words
-        .flat_map(|word| RECIPES.iter().filter(move |(tool, _)| *tool == word).flat_map(|(_, files)| files.iter().copied()))
+        .flat_map(|word| {
+            RECIPES.iter().filter(move |(tool, _)| *tool == word).flat_map(|(_, files)| files.iter().copied())
+        })
         .collect()
 }
 

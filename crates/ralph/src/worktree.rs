@@ -148,7 +148,8 @@ impl Worktrees {
         blocking(git_dir, move || {
             let Ok(entries) = std::fs::read_dir(&admins) else { return Ok(()) };
             for entry in entries.flatten() {
-                let ours = std::fs::read_to_string(entry.path().join("gitdir")).is_ok_and(|at| Path::new(at.trim()) == link);
+                let ours =
+                    std::fs::read_to_string(entry.path().join("gitdir")).is_ok_and(|at| Path::new(at.trim()) == link);
                 // A `git worktree add` that was killed early has not written that file yet.
                 let unfinished = entry.file_name() == *link.parent().and_then(Path::file_name).unwrap_or_default();
                 if ours || unfinished {
@@ -401,10 +402,7 @@ mod tests {
         place.worktrees.remove(Some(&place.repo.git_dir), &tree.path).await.unwrap();
         assert!(!tree.path.exists() && !tree.admin.exists());
         assert!(other.path.exists() && other.admin.exists());
-        assert_eq!(
-            place.worktrees.leftovers().await.unwrap(),
-            [Leftover { path: other.path.clone(), task, fence: 2 }]
-        );
+        assert_eq!(place.worktrees.leftovers().await.unwrap(), [Leftover { path: other.path.clone(), task, fence: 2 }]);
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ CREATE INDEX events_subject ON events (subject, at, id) WHERE subject IS NOT NUL
 CREATE TABLE vectors (
     collection text NOT NULL,
     id         uuid NOT NULL,
-    vector     real[] NOT NULL,
+    vector     bytea NOT NULL,  -- float4, little-endian
     payload    jsonb NOT NULL,
     PRIMARY KEY (collection, id)
 );

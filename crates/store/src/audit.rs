@@ -67,9 +67,7 @@ impl Audit<'_> {
             .await?;
         let [name, action, target, outcome] =
             [&entry.name, &entry.action, &entry.target, &entry.outcome].map(|text| text.replace('\0', "\u{fffd}"));
-        client
-            .execute(&statement, &[&entry.id, &entry.at, &entry.key_id, &name, &action, &target, &outcome])
-            .await?;
+        client.execute(&statement, &[&entry.id, &entry.at, &entry.key_id, &name, &action, &target, &outcome]).await?;
         Ok(())
     }
 

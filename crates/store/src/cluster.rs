@@ -222,10 +222,11 @@ impl Cluster {
             text.push(path);
             text
         };
-        for setting in SETTINGS.iter().map(OsString::from).chain([
-            assign("hba_file", home.join("pg_hba.conf")),
-            assign("ident_file", home.join("pg_ident.conf")),
-        ]) {
+        for setting in SETTINGS
+            .iter()
+            .map(OsString::from)
+            .chain([assign("hba_file", home.join("pg_hba.conf")), assign("ident_file", home.join("pg_ident.conf"))])
+        {
             args.extend(["-c".into(), setting]);
         }
         Command {

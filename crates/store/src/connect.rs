@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime};
-use rand::Rng as _;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls};
@@ -24,9 +23,8 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 /// The connection string of the configuration: `url_file`, else `url`, else the private cluster's socket.
 pub(crate) async fn settings(config: &lares_config::Store, state_dir: &Path) -> Result<Config> {
     let (text, origin) = if let Some(path) = &config.url_file {
-        let text = tokio::fs::read_to_string(path)
-            .await
-            .map_err(|source| Error::UrlFile { path: path.clone(), source })?;
+        let text =
+            tokio::fs::read_to_string(path).await.map_err(|source| Error::UrlFile { path: path.clone(), source })?;
         (text, format!("{} (store.url_file)", path.display()))
     } else if !config.url.trim().is_empty() {
         (config.url.clone(), "store.url".to_owned())
@@ -93,9 +91,14 @@ pub(crate) async fn until(limit: Duration, pool: &Pool) -> Result<()> {
                 other => other,
             });
         }
-        sleep(delay.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        sleep(jittered(delay)).await;
         delay = (delay * 2).min(RETRY_MAX);
     }
+}
+
+/// Between half and one and a half times a wait, so that daemons that lost PostgreSQL together do not come back together.
+pub(crate) fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(rand::random_range(0.5..1.5))
 }
 
 fn worth_waiting(e: &PoolError) -> bool {
@@ -136,7 +139,7 @@ mod tests {
 
     #[test]
     fn no_error_shows_a_password() {
-        for text in ["postgres://me:hunter2@db:port/lares", "password=hunter2", "postgres://me:a?hunter2=b@h/x"] {
+        for text in ["postgres://me:hunter2@db:port/lares", "password=hunter2", "postgres://me:hunter2@h/x?nonsense=1"] {
             let e = parse(text, "store.url").unwrap_err();
             assert!(!format!("{e} {e:?}").contains("hunter2"), "{e:?}");
         }

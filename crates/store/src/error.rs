@@ -142,7 +142,7 @@ pub(crate) fn is_temporary(e: &tokio_postgres::Error) -> bool {
         }
         None => {
             e.is_closed()
-                || e.source().is_some_and(|s| s.is::<std::io::Error>())
+                || e.source().is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
                 || e.to_string().starts_with("error connecting")
                 || e.to_string().starts_with("timeout")
         }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 pub use recorder::{Recorder, SpoolError};
 
-use crate::{Result, Store};
+use crate::{Error, Result, Store};
 
 /// One telemetry record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -198,11 +198,22 @@ fn from_row(row: &Row) -> Result<Event> {
     })
 }
 
+/// Whether it is the event that PostgreSQL refuses, and would refuse for ever, and not the moment.
+fn is_poison(e: &Error) -> bool {
+    let Error::Database(e) = e else { return false };
+    match e.code() {
+        // Data, constraints, limits.
+        Some(code) => matches!(code.code().get(..2), Some("22" | "23" | "54")),
+        // A value that the type of its column cannot hold.
+        None => e.to_string().starts_with("error serializing"),
+    }
+}
+
 fn clean(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-fn clean_json(value: &Value) -> Value {
+pub(crate) fn clean_json(value: &Value) -> Value {
     match value {
         Value::String(text) => Value::String(clean(text)),
         Value::Array(items) => Value::Array(items.iter().map(clean_json).collect()),

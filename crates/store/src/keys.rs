@@ -100,7 +100,9 @@ impl Keys<'_> {
     pub async fn insert(&self, key: &Key) -> Result<()> {
         let client = self.store.client().await?;
         let statement = client
-            .prepare_cached("INSERT INTO keys (id, name, role, hash, created_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6)")
+            .prepare_cached(
+                "INSERT INTO keys (id, name, role, hash, created_at, revoked_at) VALUES ($1, $2, $3, $4, $5, $6)",
+            )
             .await?;
         let hash: &[u8] = &key.hash;
         client

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::connect::jittered;
 use crate::error::describe;
 use crate::{Error, Result};
 
@@ -127,7 +127,7 @@ impl Listener {
             tracing::warn!(why, "lost the connection that waits for notifications, connecting again");
             let mut delay = RECONNECT_MIN;
             connected = loop {
-                sleep(delay.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+                sleep(jittered(delay)).await;
                 delay = (delay * 2).min(RECONNECT_MAX);
                 match self.connect().await {
                     Ok(connected) => break connected,

@@ -84,7 +84,9 @@ impl FromStr for Collection {
 #[non_exhaustive]
 pub enum Error {
     /// The vector has another width than the collection.
-    #[error("a vector of width {found} where {expected} is expected; is store.vectors.dimensions that of the embedding model?")]
+    #[error(
+        "a vector of width {found} where {expected} is expected; is store.vectors.dimensions that of the embedding model?"
+    )]
     Width {
         /// As configured.
         expected: usize,

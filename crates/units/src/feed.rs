@@ -1,6 +1,7 @@
 //! A live stream out of the supervisor that never slows the supervisor down: whoever reads too slowly is told how much they missed.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::{Stream, StreamExt};
@@ -8,9 +9,14 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
+use crate::journal::LogLine;
+
 /// A stream of what happens from now on. It ends with the supervisor.
 #[derive(Debug)]
 pub struct Feed<T: 'static>(BroadcastStream<T>);
+
+/// Log lines as they come.
+pub type LogFeed = Feed<Arc<LogLine>>;
 
 /// One element of a [`Feed`].
 #[derive(Debug, Clone, PartialEq, Eq)]

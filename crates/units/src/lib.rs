@@ -27,7 +27,7 @@ mod supervisor;
 mod usage;
 
 pub use error::{ControlError, NotReady, SetupError, UnreadyUnit};
-pub use feed::{Feed, FeedItem};
+pub use feed::{Feed, FeedItem, LogFeed};
 pub use journal::{LogLine, LogStream};
 pub use name::{NameError, UnitName};
 pub use probe::{Check, Probe};

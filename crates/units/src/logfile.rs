@@ -23,7 +23,7 @@ use crate::name::UnitName;
 /// Batches under way to the thread. A batch is one read from a pipe, so this is some 16 MiB at the very most.
 const QUEUE: usize = 256;
 /// Longest wait for the thread to write what is queued when the supervisor shuts down.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Logs can hold what a unit was asked; only its owner and group may read them.
 const MODE: u32 = 0o640;
 
@@ -85,7 +85,7 @@ impl Sink {
             Ok(()) => {}
             Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => {
                 if let Message::Lines { lines, .. } = message {
-                    self.counter.drop(&lines, &"the disk is slower than the unit");
+                    self.counter.give_up(&lines, &"the disk is slower than the unit");
                 }
             }
         }
@@ -97,7 +97,7 @@ impl Sink {
 }
 
 impl Counter {
-    fn drop(&self, lines: &[Arc<LogLine>], why: &dyn std::fmt::Display) {
+    fn give_up(&self, lines: &[Arc<LogLine>], why: &dyn std::fmt::Display) {
         self.dropped.fetch_add(lines.len() as u64, Ordering::Relaxed);
         if let Some(line) = lines.first()
             && !self.warned.swap(true, Ordering::Relaxed)
@@ -138,7 +138,7 @@ impl LogFile {
             match self.append_some(rest) {
                 Ok(written) => rest = &rest[written..],
                 Err(error) => {
-                    self.counter.drop(rest, &format!("{}: {error}", self.path.display()));
+                    self.counter.give_up(rest, &format!("{}: {error}", self.path.display()));
                     return;
                 }
             }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use crate::error::SetupError;
-use crate::name::UnitName;
 use crate::spec::UnitSpec;
 
 /// The relation `after` over all units, by position in the list of specs.
@@ -102,6 +101,7 @@ impl Walk<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::name::UnitName;
 
     fn specs(edges: &[(&str, &[&str])]) -> Vec<UnitSpec> {
         edges

@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_that_hangs_is_given_up() {
-        let error = Probe::check(|| std::future::pending()).attempt().await.unwrap_err();
+        let error = Probe::check(std::future::pending).attempt().await.unwrap_err();
         assert_eq!(error, "no answer within 2 s");
     }
 

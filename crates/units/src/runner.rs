@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::journal::{Journal, LogStream};
 use crate::machine::{Action, Event, Machine, Policy, Probing};
+use crate::name::UnitName;
 use crate::probe;
 use crate::spawn::{Child, Exited, Group, Spawner};
 use crate::spec::UnitSpec;
@@ -118,7 +119,7 @@ impl Runner {
         machine.cause = match spec.after.as_slice() {
             [] => "starts with the supervisor".into(),
             after => {
-                format!("waits for {}", after.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", "))
+                format!("waits for {}", after.iter().map(UnitName::as_str).collect::<Vec<_>>().join(", "))
             }
         };
         let (snapshot, watcher) = watch::channel(Snapshot::of(&machine, Timestamp::now()));

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::error::{ControlError, NotReady, SetupError, UnreadyUnit};
-use crate::feed::Feed;
+use crate::feed::{Feed, LogFeed};
 use crate::journal::{FOLLOWER_LINES, Journal, LogLine};
 use crate::logfile::Writer;
 use crate::machine::Policy;
@@ -28,8 +28,10 @@ use crate::usage::{self, Usage};
 const CHANGES: usize = 1024;
 /// Requests a unit may be behind; each is taken at once.
 const COMMANDS: usize = 16;
-/// All units together have so long to stop; whoever runs the supervisor is killed after 10 s.
-const SHUTDOWN_BUDGET: Duration = Duration::from_secs(9);
+/// All units together have so long to stop by themselves; whoever runs the supervisor is killed after 10 s.
+const SHUTDOWN_BUDGET: Duration = Duration::from_millis(8500);
+/// When this is over, whatever the order still holds back is killed too; only a process stuck in the kernel makes it come to that.
+const SHUTDOWN_MAX: Duration = Duration::from_millis(9200);
 /// So much of the budget is kept for each unit that stops later in the chain, however slow those before it are.
 const SHUTDOWN_SHARE: Duration = Duration::from_millis(1500);
 /// Longest wait for the end of a process group after SIGKILL, with the end of its output.
@@ -176,22 +178,18 @@ impl Supervisor {
     }
 
     /// The log lines of a unit from now on.
-    pub fn follow(&self, name: &str) -> Result<Feed<Arc<LogLine>>, ControlError> {
+    pub fn follow(&self, name: &str) -> Result<LogFeed, ControlError> {
         Ok(self.follow_from(name, 0)?.1)
     }
 
     /// The last `count` log lines of a unit and all that come, without a gap or a line twice.
-    pub fn follow_from(
-        &self,
-        name: &str,
-        count: usize,
-    ) -> Result<(Vec<Arc<LogLine>>, Feed<Arc<LogLine>>), ControlError> {
+    pub fn follow_from(&self, name: &str, count: usize) -> Result<(Vec<Arc<LogLine>>, LogFeed), ControlError> {
         let (lines, receiver) = self.0.units[self.find(name)?].journal.follow(count);
         Ok((lines, Feed::new(receiver)))
     }
 
     /// The log lines of all units from now on.
-    pub fn follow_all(&self) -> Feed<Arc<LogLine>> {
+    pub fn follow_all(&self) -> LogFeed {
         Feed::new(self.0.lines.subscribe())
     }
 
@@ -269,7 +267,9 @@ impl Supervisor {
                 stopped[index].cancel();
             }
         });
-        join_all(stops).await;
+        if timeout(SHUTDOWN_MAX, join_all(stops)).await.is_err() {
+            join_all(inner.units.iter().map(|unit| unit.ask(Want::Close { timeout: Duration::ZERO }))).await;
+        }
         inner.logs.flush().await;
     }
 

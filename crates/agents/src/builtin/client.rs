@@ -90,9 +90,9 @@ impl Client {
     /// Adds the key. The file is read each time, as keys are replaced while daemons run.
     async fn authorized(&self, request: reqwest::RequestBuilder) -> Result<reqwest::RequestBuilder, BackendError> {
         let Some(file) = &self.key_file else { return Ok(request) };
-        let key = tokio::fs::read_to_string(file)
-            .await
-            .map_err(|error| BackendError::Setup(format!("the key for the coordinator, {}: {error}", file.display())))?;
+        let key = tokio::fs::read_to_string(file).await.map_err(|error| {
+            BackendError::Setup(format!("the key for the coordinator, {}: {error}", file.display()))
+        })?;
         Ok(request.bearer_auth(key.trim()))
     }
 
@@ -172,7 +172,8 @@ impl Client {
         let mut stream = response.bytes_stream();
         let mut events = Events::default();
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| Failure::Again(format!("the answer broke off: {}", reason(&error)), None))?;
+            let chunk =
+                chunk.map_err(|error| Failure::Again(format!("the answer broke off: {}", reason(&error)), None))?;
             events.push(&chunk).map_err(|message| Failure::Again(message, None))?;
             if events.done {
                 break;

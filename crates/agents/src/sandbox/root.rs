@@ -64,8 +64,12 @@ enum Place {
 impl Root {
     fn fill(&self, spec: &Spec) -> Result<(), String> {
         let own = ["home", "tmp"].map(|name| spec.scratch.join(name));
-        let named: Vec<PathBuf> =
-            paths::readable(spec).into_iter().chain(spec.write.iter().cloned()).chain(own).chain(["/etc".into()]).collect();
+        let named: Vec<PathBuf> = paths::readable(spec)
+            .into_iter()
+            .chain(spec.write.iter().cloned())
+            .chain(own)
+            .chain(["/etc".into()])
+            .collect();
         let mut places: Vec<(PathBuf, Place)> =
             named.iter().filter_map(|path| path.canonicalize().ok()).map(|path| (path, Place::Shown)).collect();
         places.extend(paths::hidden(spec).into_iter().map(|path| (path, Place::Hidden)));

@@ -1,6 +1,6 @@
 //! Who runs PostgreSQL and who may connect to it.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 

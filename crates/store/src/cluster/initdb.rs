@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -146,10 +146,8 @@ pub(super) async fn write_access_rules(home: &Path, identity: &Identity) -> Resu
     users.sort_unstable();
     users.dedup();
     let map: String = users.iter().map(|user| format!("{NAME} \"{user}\" {NAME}\n")).collect();
-    let files = [
-        (home.join("pg_hba.conf"), format!("local all {NAME} peer map={NAME}\n")),
-        (home.join("pg_ident.conf"), map),
-    ];
+    let files =
+        [(home.join("pg_hba.conf"), format!("local all {NAME} peer map={NAME}\n")), (home.join("pg_ident.conf"), map)];
     blocking(move || {
         for (path, text) in files {
             if std::fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
