@@ -107,7 +107,7 @@ impl Findings {
         let hexadecimal = |text: &str| text.len() == 64 && text.chars().all(|c| c.is_ascii_hexdigit());
         match (&model.url, &model.sha256) {
             (Some(_), None) => {
-                self.add(&key("sha256"), "is missing: a file from a `url` is used only when its hash is known")
+                self.add(&key("sha256"), "is missing: a file from a `url` is used only when its hash is known");
             }
             (Some(url), _) if !(url.starts_with("http://") || url.starts_with("https://")) => {
                 self.add(&key("url"), "must be an http:// or https:// URL");

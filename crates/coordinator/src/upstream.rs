@@ -97,7 +97,7 @@ impl Upstream {
         let https = match parsed.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(bad("it must begin with http:// or https://")),
+            _ => return Err(bad("it must begin with http:// or https:// and a host")),
         };
         if parsed.query().is_some() {
             return Err(bad("it must end in the path, up to and including /v1"));
@@ -339,7 +339,7 @@ mod tests {
             ("ftp://host/v1", "http://"),
             ("http://user:pass@host/v1", "api_key_file"),
             ("http://host/v1?x=1", "up to and including /v1"),
-            ("http://", "HOST:PORT"),
+            ("http://", "and a host"),
         ] {
             let error = Upstream::at("box", url, 1, None).unwrap_err().to_string();
             assert!(error.contains(said), "{url}: {error}");

@@ -213,7 +213,11 @@ pub async fn install(engines_dir: &Path, progress: &dyn Progress) -> Result<Path
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is being shut down, and this future with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

@@ -15,7 +15,7 @@ use crate::options::{CONTEXT_STEP, kv_name, micro_batch};
 
 /// Resident size of a server before anything of the model: code, threads, HTTP, JSON.
 const PROCESS_BYTES: u64 = 28 << 20;
-/// Bytes of an entry of the vocabulary in the tokenizer's tables.
+/// Bytes of an entry of the vocabulary in the tokenizer's tables, with merges; tokenizers without take half.
 const BYTES_PER_TOKEN: u64 = 280;
 /// Activations of the feed-forward part that live at the same time, in its widths.
 const FEED_FORWARD_WIDTHS: u64 = 3;

@@ -160,7 +160,7 @@ enum Way {
     Nothing,
 }
 
-fn value(flag: &'static str, value: impl ToString) -> Way {
+fn value<T: ToString + ?Sized>(flag: &'static str, value: &T) -> Way {
     Way::Value(flag, value.to_string().into())
 }
 
@@ -194,14 +194,14 @@ struct Intent {
 const INTENTS: &[Intent] = &[
     Intent { key: "path", ways: |p| vec![Way::Value("--model", p.placement.file.into())] },
     Intent { key: "port", ways: |_| vec![value("--host", "127.0.0.1")] },
-    Intent { key: "port", ways: |p| vec![value("--port", p.placement.port)] },
+    Intent { key: "port", ways: |p| vec![value("--port", &p.placement.port)] },
     Intent { key: "aliases", ways: alias },
     Intent { key: "api_key_file", ways: |p| path("--api-key-file", p.placement.api_key_file) },
     Intent {
         key: "context_size",
-        ways: |p| vec![value("--ctx-size", u64::from(p.model.context_size) * u64::from(p.model.slots))],
+        ways: |p| vec![value("--ctx-size", &(u64::from(p.model.context_size) * u64::from(p.model.slots)))],
     },
-    Intent { key: "slots", ways: |p| vec![value("--parallel", p.model.slots)] },
+    Intent { key: "slots", ways: |p| vec![value("--parallel", &p.model.slots)] },
     // One cache for all slots would let one request take the context of the others. Builds without the flag have
     // a cache a slot anyway.
     Intent { key: "slots", ways: |_| vec![Way::Switch("--no-kv-unified"), Way::Nothing] },
@@ -212,16 +212,16 @@ const INTENTS: &[Intent] = &[
     Intent { key: "flash_attention", ways: flash_attention },
     Intent { key: "lock_memory", ways: lock_memory },
     Intent { key: "numa", ways: |p| p.model.numa.map(|numa| value("--numa", numa_name(numa))).into_iter().collect() },
-    Intent { key: "threads", ways: |p| vec![value("--threads", p.model.threads.unwrap_or(p.placement.cores).max(1))] },
-    Intent { key: "batch_size", ways: |p| vec![value("--batch-size", p.model.batch_size.max(micro_batch(p.model)))] },
-    Intent { key: "micro_batch_size", ways: |p| vec![value("--ubatch-size", micro_batch(p.model))] },
-    Intent { key: "gpu_layers", ways: |p| p.model.gpu_layers.map(|n| value("--gpu-layers", n)).into_iter().collect() },
+    Intent { key: "threads", ways: |p| vec![value("--threads", &p.model.threads.unwrap_or(p.placement.cores).max(1))] },
+    Intent { key: "batch_size", ways: |p| vec![value("--batch-size", &p.model.batch_size.max(micro_batch(p.model)))] },
+    Intent { key: "micro_batch_size", ways: |p| vec![value("--ubatch-size", &micro_batch(p.model))] },
+    Intent { key: "gpu_layers", ways: |p| p.model.gpu_layers.map(|n| value("--gpu-layers", &n)).into_iter().collect() },
     Intent { key: "embeddings", ways: embeddings },
     Intent { key: "embeddings", ways: pooling },
     // Chats: tools need the model's own template.
     Intent { key: "source", ways: |p| unless(p.model.embeddings, vec![Way::Switch("--jinja"), Way::Nothing]) },
     // The cache of past conversations grows to 8 GiB by default, beyond any prediction. Slots keep their own prefix.
-    Intent { key: "slots", ways: |_| vec![value("--cache-ram", 0), Way::Nothing] },
+    Intent { key: "slots", ways: |_| vec![value("--cache-ram", &0), Way::Nothing] },
     Intent { key: "port", ways: |_| vec![Way::Switch("--metrics"), Way::Nothing] },
     // A smaller surface: no pages, no downloads, no scripts of web sites that talk to loopback.
     Intent { key: "port", ways: |_| vec![Way::Switch("--no-ui"), Way::Switch("--no-webui"), Way::Nothing] },
@@ -245,7 +245,7 @@ fn alias(plan: &Plan<'_>) -> Vec<Way> {
     if list {
         names.extend(plan.model.aliases.iter().map(String::as_str).filter(|name| !name.contains(',')));
     }
-    vec![value("--alias", names.join(",")), Way::Nothing]
+    vec![value("--alias", &names.join(",")), Way::Nothing]
 }
 
 fn cache_type(flag: &'static str, plan: &Plan<'_>) -> Vec<Way> {

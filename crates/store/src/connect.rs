@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn no_error_shows_a_password() {
-        for text in ["postgres://me:hunter2@db:port/lares", "password=hunter2", "postgres://me:hunter2@h/x?nonsense=1"] {
+        for text in ["postgres://me:hunter2@db:port/lares", "password=hunter2", "postgres://me:hunter2@h/x?nonsense=1"]
+        {
             let e = parse(text, "store.url").unwrap_err();
             assert!(!format!("{e} {e:?}").contains("hunter2"), "{e:?}");
         }

@@ -19,7 +19,10 @@ use tokio::sync::OnceCell;
 use crate::{Store, cluster};
 
 /// Longest wait for PostgreSQL to answer after a start, on a machine that is busy with other tests.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
+
+/// Age of a directory without a server from which on no test can be using it.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Stops the program when told to or when its standard input ends, and then removes a directory unless told to keep it.
 /// TERM comes first because a program that has not set its handlers yet ignores QUIT, as a shell's background job.
@@ -202,11 +205,23 @@ fn make_dir() -> PathBuf {
     if !template.join("postgres/data").exists() {
         make_template(template.clone());
     }
+    sweep(&base);
     let dir = tempfile::Builder::new().prefix("").rand_bytes(8).tempdir_in(&base).unwrap().keep();
     std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o711)).unwrap();
     let copied = Command::new("cp").arg("-a").arg(template.join("postgres")).arg(&dir).status().unwrap();
     assert!(copied.success());
     dir
+}
+
+/// Removes what a test left that was killed while its server was stopped.
+fn sweep(base: &Path) {
+    for dir in std::fs::read_dir(base).unwrap().flatten().map(|entry| entry.path()) {
+        let age = dir.metadata().and_then(|meta| meta.modified()).ok().and_then(|made| made.elapsed().ok());
+        let running = dir.join("postgres/data/postmaster.pid").exists();
+        if !running && !dir.ends_with("template") && age.is_some_and(|age| age > ABANDONED) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
 }
 
 fn make_template(state_dir: PathBuf) {

@@ -262,12 +262,11 @@ fn imports(source: &Source) -> Vec<String> {
 /// Whether an import by this name can be the file: its last parts are those of the path.
 fn imported(path: &str, import: &str) -> bool {
     let without_ending = path.rsplit_once('.').map_or(path, |(start, _)| start);
-    let parts: Vec<&str> =
-        import.split(['.', '/', ':']).filter(|part| !part.is_empty() && *part != "crate" && *part != "super").collect();
-    let path: Vec<&str> = without_ending
-        .split('/')
-        .filter(|part| !matches!(*part, "src" | "lib" | "__init__" | "mod" | "index" | "main"))
-        .collect();
+    let name = |part: &&str| {
+        !matches!(*part, "" | "crate" | "super" | "self" | "src" | "lib" | "__init__" | "mod" | "index" | "main")
+    };
+    let parts: Vec<&str> = import.split(['.', '/', ':']).filter(name).collect();
+    let path: Vec<&str> = without_ending.split('/').filter(name).collect();
     // `from shop.cart import total` and `use shop::cart::total` both mean `shop/cart`.
     let prefix = |parts: &[&str]| !parts.is_empty() && path.ends_with(parts);
     prefix(&parts) || parts.len() > 1 && prefix(&parts[..parts.len() - 1])

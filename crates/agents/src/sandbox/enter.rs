@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Uid, getppid, setsid};
 
 use lares_config::SandboxMode;
@@ -35,6 +35,10 @@ pub(super) fn main(probe: bool) -> ExitCode {
 fn become_command(spec: &Spec, socket: &UnixStream) -> Refusal {
     let failed = |what: &str, error: nix::Error| Refusal::Launcher(format!("{what}: {error}"));
     let _ = setsid();
+    // The guard blocks the signals it reads from a descriptor, and masks are inherited.
+    if let Err(error) = SigSet::empty().thread_set_mask() {
+        return failed("unblocking signals", error);
+    }
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     let users_threads = if spec.namespaces || Uid::effective().is_root() { 0 } else { descendants::threads_of_user() };
     if spec.namespaces

@@ -12,14 +12,14 @@ use crate::rig::{Rig, bytes_of, config, json_of, with_local};
 use crate::stub::Stub;
 
 /// A llama-server with a key on a free port; killed when dropped.
-struct Llama {
-    port: u16,
-    dir: tempfile::TempDir,
+pub struct Llama {
+    pub port: u16,
+    pub dir: tempfile::TempDir,
     _child: Child,
 }
 
 impl Llama {
-    async fn start(name: &str, more: &[&str]) -> Option<Self> {
+    pub async fn start(name: &str, more: &[&str]) -> Option<Self> {
         let (Ok(server), Ok(model)) = (std::env::var("LARES_TEST_LLAMA_SERVER"), std::env::var("LARES_TEST_MODEL"))
         else {
             eprintln!("SKIP {name}: LARES_TEST_LLAMA_SERVER and LARES_TEST_MODEL are not set");
@@ -32,7 +32,7 @@ impl Llama {
         let port = Stub::dead_port().await;
         let child = Command::new(server)
             .args(["--model", &model, "--host", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--ctx-size", "2048", "--parallel", "1", "--threads", "2", "--api-key-file"])
+            .args(["--ctx-size", "1024", "--parallel", "1", "--threads", "2", "--api-key-file"])
             .arg(key_file)
             .args(more)
             .stdout(Stdio::null())
@@ -77,7 +77,7 @@ async fn a_real_llama_server_chats_streams_and_stops_when_the_client_leaves() {
     let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
     assert!(serde_json::from_str::<serde_json::Value>(content).unwrap()["word"].is_string(), "{content}");
 
-    let too_long = json!({"model": "tiny", "prompt": "word ".repeat(4000)}).to_string();
+    let too_long = json!({"model": "tiny", "prompt": "word ".repeat(2000)}).to_string();
     let response = rig.ask(Endpoint::Completions, too_long).await;
     assert_eq!(response.status(), 400);
 
@@ -90,7 +90,7 @@ async fn a_real_llama_server_chats_streams_and_stops_when_the_client_leaves() {
     }
 
     // The only slot is busy with a long answer; when its client leaves, the next request does not have to wait for it.
-    let long = rig.ask(Endpoint::ChatCompletions, ask(true, 1900)).await;
+    let long = rig.ask(Endpoint::ChatCompletions, ask(true, 900)).await;
     assert_eq!(long.status(), 200);
     drop(long);
     let next = rig.ask(Endpoint::ChatCompletions, ask(false, 4));

@@ -3,6 +3,7 @@
 
 mod limits;
 mod llama;
+mod openai;
 mod retries;
 mod rig;
 mod routing;

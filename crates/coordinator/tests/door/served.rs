@@ -34,7 +34,9 @@ impl Served {
         let database = lares_store::testing::Cluster::shared().await;
         let store = database.store().await;
         let dir = tempfile::tempdir().unwrap();
-        config.state_dir = dir.path().to_path_buf();
+        if !config.state_dir.exists() {
+            config.state_dir = dir.path().to_path_buf();
+        }
         let address = SocketAddr::from(([127, 0, 0, 1], Stub::dead_port().await));
         config.coordinator.listen = address;
         let mut keys = Vec::new();

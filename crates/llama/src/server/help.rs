@@ -38,10 +38,10 @@ pub fn parse(help: &str) -> Vec<Flag> {
         if let Some((names, hint, text)) = header(line) {
             let flag = Flag { names, hint, values: Vec::new(), default: None, text: String::new(), removed: false };
             flags.push((flag, vec![text]));
-        } else if let Some((_, lines)) = flags.last_mut() {
-            if line.starts_with(char::is_whitespace) {
-                lines.push(line.trim());
-            }
+        } else if let Some((_, lines)) = flags.last_mut()
+            && line.starts_with(char::is_whitespace)
+        {
+            lines.push(line.trim());
         }
     }
     flags.into_iter().map(|(flag, lines)| describe(flag, &lines)).collect()
