@@ -369,4 +369,35 @@ mod tests {
         assert_eq!(sent, ["accept", "authorization", "content-type", "x-request-id"]);
         assert_eq!(request.headers()[AUTHORIZATION], "Bearer sk-secret");
     }
+
+    #[tokio::test]
+    async fn the_client_for_https_sends_and_receives_the_same_bytes() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        // Without TLS on the wire, which is rustls's business, all of the way is the same.
+        let upstream = Upstream { https: true, ..Upstream::at("box", &url, 1, Some("sk-secret")).unwrap() };
+        let clients = Clients::new(std::slice::from_ref(&upstream)).await.unwrap();
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut received = Vec::new();
+            while !received.ends_with(b"{\"model\": 1.0}") {
+                stream.read_buf(&mut received).await.unwrap();
+            }
+            let answer = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 8\r\n\r\ndata: 1\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8(received).unwrap()
+        });
+        let body = Bytes::from_static(b"{\"model\": 1.0}");
+        let response =
+            clients.send(&upstream, Endpoint::ChatCompletions, &HeaderMap::new(), "id-1", body).await.unwrap();
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "data: 1\n");
+        let received = served.await.unwrap().to_lowercase();
+        assert!(received.starts_with("post /v1/chat/completions http/1.1\r\n"), "{received}");
+        assert!(
+            received.contains("authorization: bearer sk-secret\r\n") && received.contains("content-length: 14\r\n")
+        );
+    }
 }

@@ -217,7 +217,7 @@ impl Events {
     }
 }
 
-/// Whether `what` is in `text`. Looks for the first byte, a quote, which is rare enough in a chunk of a stream.
+/// Whether `what` is in `text`. A line of a stream is short, so the simplest search will do.
 fn contains(text: &[u8], what: &[u8]) -> bool {
     text.windows(what.len()).any(|window| window == what)
 }

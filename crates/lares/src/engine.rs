@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use crate::cli::{self, Global, exit};
-use crate::output::{self, Output};
+use crate::output::Output;
 use crate::{configuration, stack};
 
 /// Carries out `lares engine …`.

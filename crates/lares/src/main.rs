@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     // The launcher of confined runs comes before everything else: it forks, so it must have one thread only.
     let mut arguments = std::env::args_os();
     if arguments.nth(1).is_some_and(|first| first == serve::LAUNCHER_COMMAND) {
-        return lares_agents::launcher_main(arguments);
+        return lares_agents::sandbox::launcher_main(arguments);
     }
     let cli = Cli::parse();
     match run(cli) {

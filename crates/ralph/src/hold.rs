@@ -119,6 +119,7 @@ impl Hold {
         let beat = self.extend / 3;
         loop {
             let deadline = self.time_left();
+            let pause = beat.mul_f64(rand::rng().random_range(0.8..1.0));
             let rung = async {
                 loop {
                     match bell.recv().await {
@@ -135,7 +136,7 @@ impl Hold {
                 () = shutdown.cancelled(), if !self.stop.is_cancelled() => self.halt(Halt::Shutdown),
                 () = sleep(deadline), if !self.stop.is_cancelled() => self.halt(Halt::Deadline),
                 () = rung => {}
-                () = sleep(beat.mul_f64(rand::rng().random_range(0.8..1.0))) => {}
+                () = sleep(pause) => {}
             }
             let tasks = self.store.tasks();
             let beating = tasks.heartbeat(self.lease, self.extend, self.worked());
@@ -186,7 +187,8 @@ impl Hold {
                 self.halt(Halt::Fenced);
                 return Err(Halt::Fenced);
             }
-            sleep(wait.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+            let jittered = wait.mul_f64(rand::rng().random_range(0.5..1.5));
+            sleep(jittered).await;
             wait = (wait * 2).min(longest);
         }
     }

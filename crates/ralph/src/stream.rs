@@ -71,12 +71,11 @@ impl Reader {
                     return Event::default().event("end").json_data(end).ok();
                 }
                 Ok(Ok(None)) if self.ready.is_empty() => self.wait().await,
-                Ok(Ok(None)) => {}
+                Ok(Ok(None)) | Err(_) => {}
                 Ok(Err(error)) => {
                     tracing::debug!(task = %self.task, %error, "the log cannot be read, trying again");
                     self.wait().await;
                 }
-                Err(_) => {}
             }
         }
     }

@@ -347,6 +347,7 @@ fn attempt(iteration: &Iteration) -> Attempt {
 }
 
 /// A full disk is a reason to wait, whoever notices it; anything else git cannot do stays so.
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
 pub(crate) fn unless_full(error: GitError) -> Halt {
     let text = error.to_string();
     let full = match &error {

@@ -114,7 +114,7 @@ impl Worktrees {
     /// Makes the worktree of a take-over, with `commit` checked out.
     pub(crate) async fn make(&self, repo: &Repo, task: Uuid, fence: i64, commit: &str) -> Result<Worktree, GitError> {
         let path = self.path(task, fence);
-        let args = ["worktree", "add", "--force", "--detach", "--no-track", "--quiet"].map(AsRef::as_ref);
+        let args = ["worktree", "add", "--detach", "--quiet"].map(AsRef::as_ref);
         let args = args.into_iter().chain([path.as_os_str(), commit.as_ref()]);
         repo.call(args).run().await?;
         // Read before anybody else may write there; it is not looked at again.
@@ -398,7 +398,7 @@ mod tests {
         let other = place.worktrees.make(&place.repo, task, 2, &place.base).await.unwrap();
         fs::create_dir(tree.path.join("locked")).await.unwrap();
         fs::write(tree.path.join("locked/x"), "").await.unwrap();
-        fs::set_permissions(tree.path.join("locked"), std::fs::Permissions::from_mode(0)).await.unwrap();
+        fs::set_permissions(tree.path.join("locked"), std::fs::Permissions::from_mode(0o000)).await.unwrap();
         place.worktrees.remove(Some(&place.repo.git_dir), &tree.path).await.unwrap();
         assert!(!tree.path.exists() && !tree.admin.exists());
         assert!(other.path.exists() && other.admin.exists());
