@@ -11,8 +11,6 @@ pub mod exit {
     pub const OK: u8 = 0;
     /// It did not work; the message says why.
     pub const FAILURE: u8 = 1;
-    /// The command line is wrong.
-    pub const USAGE: u8 = 2;
     /// A task that was waited for ended without success.
     pub const TASK_FAILED: u8 = 3;
     /// The daemon that is needed does not answer.

@@ -28,6 +28,8 @@ use crate::{configuration, key, output};
 pub const DEFAULT_MODEL: &str = "qwen2.5-coder-1.5b-instruct";
 /// First port tried for a local model.
 const FIRST_MODEL_PORT: u16 = 8080;
+/// How OpenMP's threads wait; a person's own setting wins.
+const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 
 /// A stack that can be started: every file is there, every port is chosen, the memory suffices.
 pub struct Stack {
@@ -244,6 +246,11 @@ impl Stack {
         unit.description = format!("{label} {quantisation}").trim_end().to_owned();
         unit.probe = Probe::Http { url: format!("http://{address}/health") };
         unit.detail = Some(address);
+        // OpenMP's threads spin while they wait for each other, and next to any other busy process they then mostly wait
+        // for a thread that has no core: `make bench` shows two to three times the tokens/s without the spinning.
+        if std::env::var_os(WAIT_POLICY).is_none() {
+            unit.env.insert(WAIT_POLICY.into(), "passive".into());
+        }
         Ok(unit)
     }
 

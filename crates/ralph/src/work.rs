@@ -86,15 +86,28 @@ pub(crate) async fn work(shop: &Shop, task: Task, shutdown: &CancellationToken) 
         let _done = done.clone().drop_guard();
         let outcome = steps(shop, &hold, &task).await;
         let left = let_go(shop, &hold, &task, outcome).await;
-        let git_dir = Repo::open(task.repo.as_ref()).await.ok().map(|repo| repo.git_dir);
-        let path = shop.worktrees.path(task.id, task.fence);
-        if let Err(error) = shop.worktrees.remove(git_dir.as_deref(), &path).await {
-            tracing::warn!(task = %task.id, %error, "the worktree could not be removed; the next sweep tries again");
+        if !matches!(left, Left::Ended(_)) {
+            remove_worktrees(shop, &task, task.fence).await;
         }
         left
     };
     let (left, ()) = tokio::join!(work, hold.keep(bell, shutdown, &done));
     left
+}
+
+/// Removes the worktrees of a task's take-overs up to this one. What cannot be removed is left to the sweep.
+async fn remove_worktrees(shop: &Shop, task: &Task, up_to: i64) {
+    let git_dir = Repo::open(task.repo.as_ref()).await.ok().map(|repo| repo.git_dir);
+    let mut paths = vec![shop.worktrees.path(task.id, up_to)];
+    match shop.worktrees.leftovers().await {
+        Ok(found) => paths.extend(found.into_iter().filter(|l| l.task == task.id && l.fence < up_to).map(|l| l.path)),
+        Err(error) => tracing::warn!(%error, "the directory of the worktrees cannot be read"),
+    }
+    for path in paths {
+        if let Err(error) = shop.worktrees.remove(git_dir.as_deref(), &path).await {
+            tracing::warn!(task = %task.id, %error, "a worktree could not be removed; the next sweep tries again");
+        }
+    }
 }
 
 /// Writes down how the work ended.
@@ -146,21 +159,23 @@ async fn let_go(shop: &Shop, hold: &Hold, task: &Task, outcome: Result<Ending, H
 
 async fn finish(shop: &Shop, hold: &Hold, task: &Task, ending: &Ending) -> Left {
     let Ending { state, reason, branch, result } = ending;
-    let write = hold
-        .write(
-            |tasks| async move { tasks.finish(hold.lease, *state, reason, branch.as_deref(), result.as_deref()).await },
-        )
-        .await;
-    if write.is_err() {
-        return Left::Lost;
-    }
-    tracing::info!(task = %task.id, %state, reason, "task ended");
-    record(shop, task, *state, reason, hold).await;
+    // Before it is written down, so that who sees the task ended finds nothing left of it. Should a crash come between
+    // the two, the objects of the checkpoints are still there for the next worker.
+    remove_worktrees(shop, task, task.fence).await;
     if let Ok(repo) = Repo::open(task.repo.as_ref()).await
         && let Err(error) = repo.delete_refs(&checkpoints(task.id)).await
     {
         tracing::warn!(task = %task.id, %error, "checkpoint refs could not be removed");
     }
+    let (lease, worked) = (hold.lease, hold.worked());
+    let (branch, result) = (branch.as_deref(), result.as_deref());
+    let write =
+        hold.write(|tasks| async move { tasks.finish(lease, *state, reason, branch, result, worked).await }).await;
+    if write.is_err() {
+        return Left::Lost;
+    }
+    tracing::info!(task = %task.id, %state, reason, "task ended");
+    record(shop, task, *state, reason, hold).await;
     Left::Ended(*state)
 }
 
@@ -224,6 +239,9 @@ async fn prepare<'a>(shop: &'a Shop, hold: &'a Hold, mut task: Task) -> Result<B
     };
     if !repo.has(&base).await.map_err(unless_full)? {
         return Err(Halt::Fail(format!("the commit the task started from, {base}, is not in {} any more", task.repo)));
+    }
+    if task.fence > 1 {
+        remove_worktrees(shop, &task, task.fence - 1).await;
     }
     let path = shop.worktrees.path(task.id, task.fence);
     let (path, base_ref, branch_ref) = (path.display().to_string(), base.as_str(), branch.as_deref());

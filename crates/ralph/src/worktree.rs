@@ -231,10 +231,12 @@ pub(crate) struct Staged {
 
 impl Worktree {
     fn call<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Call {
-        let excludes = format!("core.excludesFile={}", self.excludes.display());
-        let args: Vec<String> =
-            ["-c".to_owned(), excludes].into_iter().chain(args.into_iter().map(str::to_owned)).collect();
-        Call::new(&self.path, args).env("GIT_DIR", &self.admin).env("GIT_WORK_TREE", &self.path)
+        Call::new(&self.path, args)
+            .env("GIT_DIR", &self.admin)
+            .env("GIT_WORK_TREE", &self.path)
+            .env("GIT_CONFIG_COUNT", "1")
+            .env("GIT_CONFIG_KEY_0", "core.excludesFile")
+            .env("GIT_CONFIG_VALUE_0", &self.excludes)
     }
 
     /// Makes the worktree exactly what `commit` is, save for ignored build caches.
@@ -259,7 +261,7 @@ impl Worktree {
         if !restored.is_empty() || !refused.is_empty() {
             let mut lines = Vec::new();
             for path in &refused {
-                lines.extend_from_slice(format!("0 {}\t{path}\0", "0".repeat(40)).as_bytes());
+                lines.extend_from_slice(format!("0 {}\t{path}\0", "0".repeat(base.len())).as_bytes());
             }
             // One entry of `ls-tree` is one line that `update-index` takes.
             let entries = self.call(["ls-tree", "-r", "-z", "--full-tree", base]).run().await?;

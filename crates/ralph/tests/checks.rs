@@ -93,3 +93,36 @@ async fn what_a_check_writes_is_in_no_commit() {
     ralph.stop().await;
     place.assert_clean();
 }
+
+#[tokio::test]
+async fn a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours() {
+    let place = Place::new().await;
+    let agent = Scripted::writing("answer.txt", "42\n");
+    let mut config = place.config.clone();
+    config.agents.sandbox.mode = lares_config::SandboxMode::Require;
+    let outside = place.dir.path().join("outside");
+    std::fs::write(&outside, "theirs\n").unwrap();
+    let ralph = place.start_with(config, &agent).await;
+    let secret = place.config.state_dir.join("secret");
+    std::fs::write(&secret, "key\n").unwrap();
+    let mut request = place.request();
+    request.check = format!(
+        "git log -1 --format=%s || exit 11; touch here || exit 12; cat {secret} && exit 13; echo x > {outside} && exit 14; \
+         echo x >> {git}/HEAD && exit 15; grep -qx 42 answer.txt",
+        secret = secret.display(),
+        outside = outside.display(),
+        git = place.repo.join(".git").display(),
+    );
+    request.max_iterations = Some(1);
+    let task = ralph.submit(&request).await;
+    let detail = ralph.ended(task.id).await;
+    let reason = detail.task.reason.clone().unwrap_or_default();
+    if reason.contains("Landlock") {
+        eprintln!("SKIP a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours: {reason}");
+        return;
+    }
+    assert_eq!(detail.task.state, TaskState::Succeeded, "{detail:#?}");
+    assert_eq!(std::fs::read_to_string(&outside).unwrap(), "theirs\n");
+    ralph.stop().await;
+    place.assert_clean();
+}

@@ -147,6 +147,27 @@ async fn two_workers_on_one_queue_never_run_the_same_task() {
     place.assert_clean();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_postgresql_in_mid_task_loses_nothing() {
+    let cluster = lares_store::testing::Cluster::start().await;
+    let place = Place::over(cluster.database("restarted").await).await;
+    let agent = second_try_is_right().taking(Duration::from_millis(700));
+    let ralph = place.start(&agent).await;
+    let task = ralph.submit(&place.request()).await;
+    eventually("the agent runs", async || !agent.seen().is_empty()).await;
+    cluster.stop().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.restart().await;
+    // Reading fails until the pool has noticed, so the store is asked, not the route.
+    eventually("the end", async || place.store.tasks().get(task.id).await.is_ok_and(|task| task.state.is_final()))
+        .await;
+    assert_done_once(&place, task.id).await;
+    let task = place.store.tasks().get(task.id).await.unwrap();
+    assert_eq!(task.fence, 1, "the worker that had it went on");
+    ralph.stop().await;
+    place.assert_clean();
+}
+
 #[tokio::test]
 async fn a_worker_that_was_fenced_out_stops_and_writes_nothing() {
     let place = Place::new().await;
@@ -223,10 +244,10 @@ async fn every_write_of_an_old_fence_is_refused() {
     fenced(tasks.discard_iteration(old, 1).await);
     fenced(tasks.log(old, "log", "x", &serde_json::json!({})).await);
     fenced(tasks.release(old, no_time, "x", no_time).await);
-    fenced(tasks.finish(old, State::Succeeded, "x", None, None).await.map(drop));
+    fenced(tasks.finish(old, State::Succeeded, "x", None, None, no_time).await.map(drop));
     let lease = taken.lease();
-    tasks.finish(lease, State::Succeeded, "x", None, None).await.unwrap();
-    fenced(tasks.finish(lease, State::Failed, "again", None, None).await.map(drop));
+    tasks.finish(lease, State::Succeeded, "x", None, None, no_time).await.unwrap();
+    fenced(tasks.finish(lease, State::Failed, "again", None, None, no_time).await.map(drop));
 }
 
 #[tokio::test]

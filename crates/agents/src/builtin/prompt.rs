@@ -96,6 +96,7 @@ impl Prompt {
             new: selection.missing.clone(),
             paths: selection.paths.clone(),
             tests_too: selection.tests_too,
+            tests: selection.read.iter().map(|candidate| candidate.source.clone()).collect(),
         };
         // What the prompt does not use of the window is the answer's.
         let used = (text.len() + SYSTEM.len()) / BYTES_PER_TOKEN;

@@ -9,7 +9,7 @@ use similar::TextDiff;
 use super::fragment;
 use super::listing::Source;
 use super::parse::{Block, Edit};
-use super::select::is_test;
+use super::select::{definitions, is_test};
 
 /// What the model was shown and may change.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Offer {
     pub(super) paths: HashSet<String>,
     /// Whether it may edit tests.
     pub(super) tests_too: bool,
+    /// Tests it was shown.
+    pub(super) tests: Vec<Source>,
 }
 
 /// The new text of one file.
@@ -40,6 +42,10 @@ pub(super) enum Unusable {
     Elided(String),
     #[error("the answer drops most of {path}: {left} lines of {lines}")]
     Dropped { path: String, left: usize, lines: usize },
+    #[error("the answer has no {name} in {path} any more, which the tests use")]
+    Lost { path: String, name: String },
+    #[error("the answer puts the test into {0}, where the code belongs")]
+    TestCopied(String),
     #[error("the passage to replace is not in {0}")]
     NotFound(String),
     #[error("the passage to replace is in {0} more than once")]
@@ -67,6 +73,8 @@ const LARGE: usize = 20;
 const LEAST_LIKENESS: f32 = 0.2;
 /// Least likeness of an answer without a fence.
 const LEAST_LIKENESS_BARE: f32 = 0.5;
+/// Likeness to a test from which on a text is that test: small models repeat what they were shown.
+const SAME_AS_TEST: f32 = 0.8;
 /// Languages of blocks that show how to run something.
 const SHELLS: [&str; 9] = ["bash", "sh", "shell", "console", "zsh", "text", "plaintext", "output", "txt"];
 
@@ -123,7 +131,7 @@ fn whole(path: &str, header: Option<String>, content: String, offer: &Offer) -> 
         return Ok(Change { path: path.to_owned(), text: content });
     }
     if let Some(source) = meant(path, offer) {
-        return believable(source, header, content);
+        return believable(offer, source, header, content);
     }
     if !offer.tests_too && is_test(path) {
         return Err(Unusable::ReadOnly(path.to_owned()));
@@ -146,7 +154,7 @@ fn leads_astray(path: &str) -> bool {
 }
 
 /// The new text of an offered file, when the answer is one.
-fn believable(source: &Source, header: Option<String>, content: String) -> Result<Change, Unusable> {
+fn believable(offer: &Offer, source: &Source, header: Option<String>, content: String) -> Result<Change, Unusable> {
     let content = match header {
         // The file itself begins with a comment that gives its name.
         Some(header) if source.text.lines().next() == Some(header.as_str()) => format!("{header}\n{content}"),
@@ -162,10 +170,37 @@ fn believable(source: &Source, header: Option<String>, content: String) -> Resul
     if lines >= LARGE && (left as f64) < LEAST_PART * lines as f64 {
         return Err(Unusable::Dropped { path, left, lines });
     }
-    if content.trim_end() == source.text.replace("\r\n", "\n").trim_end() {
+    if same(&source.text, &content) {
         return Err(Unusable::Unchanged(path));
     }
+    if offer
+        .tests
+        .iter()
+        .any(|test| likeness(&test.text, &content) > SAME_AS_TEST.max(likeness(&test.text, &source.text)))
+    {
+        return Err(Unusable::TestCopied(path));
+    }
+    let there: HashSet<&str> = definitions(&content).collect();
+    let used = |name: &str| offer.tests.iter().any(|test| uses(&test.text, name));
+    if let Some(lost) =
+        definitions(&source.text).find(|name| !there.contains(name) && !content.contains(name) && used(name))
+    {
+        return Err(Unusable::Lost { path, name: lost.to_owned() });
+    }
     Ok(Change { path, text: content })
+}
+
+/// Whether two texts differ in nothing but blank lines and the ends of lines.
+fn same(old: &str, new: &str) -> bool {
+    let lines = |text: &'_ str| -> Vec<String> {
+        text.lines().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect()
+    };
+    lines(old) == lines(new)
+}
+
+/// Whether `name` is a word of `text`.
+fn uses(text: &str, name: &str) -> bool {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == name)
 }
 
 fn best_nameless(blocks: Vec<(String, String)>, offer: &Offer, alone: bool) -> Result<Change, Unusable> {
@@ -193,7 +228,7 @@ fn best_nameless(blocks: Vec<(String, String)>, offer: &Offer, alone: bool) -> R
             if likeness < least && !part {
                 continue;
             }
-            match believable(source, None, content.clone()) {
+            match believable(offer, source, None, content.clone()) {
                 Ok(change) if best.as_ref().is_none_or(|(most, _)| likeness >= *most) => {
                     best = Some((likeness, change))
                 }
@@ -232,7 +267,7 @@ fn replace(path: Option<String>, blocks: &[Block], offer: &Offer, earlier: &[Cha
     for block in blocks {
         text = replace_block(&text, block, &source.path)?;
     }
-    if text == source.text.replace("\r\n", "\n") {
+    if same(&text, &source.text) {
         return Err(Unusable::Unchanged(source.path.clone()));
     }
     Ok(Change { path: source.path.clone(), text })
@@ -313,12 +348,16 @@ mod tests {
 
     const CALC: &str = "def add(a, b):\n    return a - b\n\n\ndef sub(a, b):\n    return a - b\n";
 
+    const TEST: &str =
+        "from pkg.calc import add, sub\n\n\ndef test_add():\n    assert add(1, 2) == 3\n    assert sub(3, 1) == 2\n";
+
     fn offer() -> Offer {
         Offer {
             edit: vec![Source { path: "pkg/calc.py".into(), text: CALC.into() }],
             new: vec!["pkg/new.py".into()],
             paths: ["pkg/calc.py", "test_calc.py", "setup.py"].map(str::to_owned).into(),
-            tests_too: false,
+            tests: vec![Source { path: "test_calc.py".into(), text: TEST.into() }],
+            ..Offer::default()
         }
     }
 
@@ -404,8 +443,22 @@ mod tests {
 
     #[test]
     fn the_same_file_again_is_no_change() {
-        let answer = format!("calc.py\n```python\n{CALC}```");
-        assert_eq!(resolved(&answer), Err(Unusable::Unchanged("pkg/calc.py".into())));
+        for text in
+            [CALC.to_owned(), format!("# calc.py\n{CALC}"), CALC.replace("\n\n\n", "\n"), CALC.replace('\n', " \n")]
+        {
+            let answer = format!("calc.py\n```python\n{text}```");
+            assert_eq!(resolved(&answer), Err(Unusable::Unchanged("pkg/calc.py".into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_test_in_the_place_of_the_code_is_refused() {
+        let copied = resolved(&format!("calc.py\n```python\n{TEST}```"));
+        assert_eq!(copied, Err(Unusable::TestCopied("pkg/calc.py".into())));
+        let lost = resolved(
+            "calc.py\n```python\ndef sub(a, b):\n    return a - b\n\n\ndef more(a):\n    return a\n\nx = 1\n```",
+        );
+        assert_eq!(lost, Err(Unusable::Lost { path: "pkg/calc.py".into(), name: "add".into() }));
     }
 
     proptest! {

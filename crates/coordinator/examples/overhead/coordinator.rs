@@ -14,7 +14,7 @@ use crate::env;
 /// More than are ever in flight: what is measured is the way through, not the queue.
 const CAPACITY: u32 = 4096;
 
-/// Serves until it is killed.
+/// Serves until standard input ends.
 pub fn run(upstream: &str, model: &str, port: u16) -> Result<()> {
     let variable = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set"));
     let state_dir = PathBuf::from(variable(env::STATE)?);
@@ -37,7 +37,13 @@ pub fn run(upstream: &str, model: &str, port: u16) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let store = Store::connect(&config.store, &state_dir).await?;
-        lares_coordinator::serve(Arc::new(config), store, CancellationToken::new()).await?;
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            stop.cancel();
+        });
+        lares_coordinator::serve(Arc::new(config), store, shutdown).await?;
         Ok(())
     })
 }

@@ -28,6 +28,10 @@ pub async fn compare(direct: &str, through: &str, model: &str, caller: &str) -> 
         for side in [round % 2, (round + 1) % 2] {
             let (base, key) = if side == 0 { (direct, llama_key.as_str()) } else { (through, caller) };
             let (rate, first_byte) = ask(&client, base, key, model, round).await?;
+            eprintln!(
+                "round {round} of {ROUNDS}, {}: {rate:.1} tokens/s",
+                if side == 0 { "direct" } else { "coordinator" }
+            );
             if round > 0 {
                 sides[side].rates.push(rate);
                 sides[side].first_bytes.push(first_byte);

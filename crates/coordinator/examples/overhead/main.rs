@@ -76,7 +76,7 @@ fn orchestrate(mode: &Mode) -> Result<()> {
                 .env(env::STORE, &url)
                 .env(env::STATE, state.path())
                 .env(env::CALLER, caller.expose());
-            Ok(Running(command.stdin(Stdio::null()).spawn().context("cannot start this program again")?))
+            Ok(Running(command.stdin(Stdio::piped()).spawn().context("cannot start this program again")?))
         };
         let coordinator = start(1, &[AS_COORDINATOR, &upstream, &model, &port.to_string()])?;
         wait_for(port).await?;
@@ -103,12 +103,12 @@ fn orchestrate(mode: &Mode) -> Result<()> {
     })
 }
 
-/// A child that ends with this process.
+/// A child that ends with this process, however that ends: the coordinator stops when its standard input does.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
 }

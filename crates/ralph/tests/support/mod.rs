@@ -111,7 +111,11 @@ pub struct Place {
 impl Place {
     /// A repository whose check `sh tests/test_answer.sh` wants 42 in `answer.txt`, which holds 41.
     pub async fn new() -> Self {
-        let db = Cluster::shared().await;
+        Self::over(Cluster::shared().await).await
+    }
+
+    /// The same over another database.
+    pub async fn over(db: TestDatabase) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let repo = dir.path().join("repo");
         std::fs::create_dir_all(repo.join("tests")).unwrap();

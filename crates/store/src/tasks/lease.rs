@@ -185,7 +185,8 @@ impl Tasks<'_> {
 
     /// Ends the work on a task this worker holds: the one way out of `running` besides [`Self::release`].
     ///
-    /// `state` is final or [`State::AwaitingApproval`]; `branch` is the one that holds what was done, if any was.
+    /// `state` is final or [`State::AwaitingApproval`]; `branch` is the one that holds what was done, if any was;
+    /// `worked` is the time worked on it in all.
     pub async fn finish(
         &self,
         lease: Lease,
@@ -193,16 +194,26 @@ impl Tasks<'_> {
         reason: &str,
         branch: Option<&str>,
         result_commit: Option<&str>,
+        worked: Duration,
     ) -> Result<Task> {
         let mut client = self.pool.get().await?;
         let tx = client.transaction().await?;
         let row = tx
             .query_opt(
                 "UPDATE tasks SET state = $3, reason = $4, branch = $5, result_commit = $6, worktree = NULL,
+                        worked_ms = greatest(worked_ms, $7),
                         lease_owner = NULL, lease_until = NULL,
                         finished_at = CASE WHEN $3 = 'awaiting_approval' THEN NULL ELSE clock_timestamp() END
                  WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING *",
-                &[&lease.task, &lease.fence, &state.as_str(), &storable(reason), &branch, &result_commit],
+                &[
+                    &lease.task,
+                    &lease.fence,
+                    &state.as_str(),
+                    &storable(reason),
+                    &branch,
+                    &result_commit,
+                    &to_ms(worked),
+                ],
             )
             .await?;
         let task = Task::from_row(&row.ok_or(TaskError::Fenced(lease.task))?)?;
