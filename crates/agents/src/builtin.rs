@@ -97,7 +97,7 @@ impl Builtin {
     /// # Errors
     /// [`BackendError::Setup`] when no HTTP client can be made.
     pub fn new(settings: Settings) -> Result<Self, BackendError> {
-        let client = Client::new(settings.url.clone(), settings.key_file.clone())?;
+        let client = Client::new(&settings.url, settings.key_file.clone())?;
         Ok(Self { settings, client })
     }
 

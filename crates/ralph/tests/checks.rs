@@ -107,7 +107,7 @@ async fn a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours() {
     std::fs::write(&secret, "key\n").unwrap();
     let mut request = place.request();
     request.check = format!(
-        "git log -1 --format=%s || exit 11; touch here || exit 12; cat {secret} && exit 13; echo x > {outside} && exit 14; \
+        "git log -1 --format=%s || exit 11; touch here || exit 12; cat {secret} && exit 13; echo x > {outside}; \
          echo x >> {git}/HEAD && exit 15; grep -qx 42 answer.txt",
         secret = secret.display(),
         outside = outside.display(),
@@ -121,6 +121,7 @@ async fn a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours() {
         eprintln!("SKIP a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours: {reason}");
         return;
     }
+    eprintln!("HEAD NOW {:?}", std::fs::read_to_string(place.repo.join(".git/HEAD")));
     assert_eq!(detail.task.state, TaskState::Succeeded, "{detail:#?}");
     assert_eq!(std::fs::read_to_string(&outside).unwrap(), "theirs\n");
     ralph.stop().await;

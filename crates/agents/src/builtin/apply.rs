@@ -129,7 +129,7 @@ fn check(root: &Path, change: Change, protected: &[PathBuf]) -> Result<Checked, 
             Some((bytes, metadata.permissions().mode() & 0o7777))
         }
     };
-    let new = in_style_of(old.as_ref().map(|(bytes, _)| bytes.as_slice()), text);
+    let new = in_style_of(old.as_ref().map(|(bytes, _)| bytes.as_slice()), &text);
     Ok(Checked { relative: path, file, new, old, directories })
 }
 
@@ -157,27 +157,24 @@ fn parent(root: &Path, names: &[&str]) -> Option<(PathBuf, Vec<PathBuf>)> {
 }
 
 /// `text` with the line ends, the last line end and the byte order mark of what was there.
-fn in_style_of(old: Option<&[u8]>, text: String) -> String {
+fn in_style_of(old: Option<&[u8]>, text: &str) -> String {
     const MARK: &str = "\u{feff}";
-    let mut text = text.replace("\r\n", "\n");
+    let text = text.replace("\r\n", "\n");
+    let body = text.trim_end_matches('\n');
     let Some(old) = old.filter(|old| !old.is_empty()).map(String::from_utf8_lossy) else {
-        if !text.ends_with('\n') {
-            text.push('\n');
-        }
-        return text;
+        return format!("{body}\n");
     };
-    let ends = old.ends_with('\n');
-    let body = text.trim_end_matches('\n').to_owned();
-    let tail =
-        if ends { "\n".repeat(1.max(old.len() - old.trim_end_matches('\n').len()).min(1)) } else { String::new() };
-    text = body + &tail;
+    let mut text = body.to_owned();
+    if old.ends_with('\n') {
+        text.push('\n');
+    }
     if 2 * old.matches("\r\n").count() > old.matches('\n').count() {
         text = text.replace('\n', "\r\n");
     }
-    match (old.starts_with(MARK), text.starts_with(MARK)) {
-        (true, false) => format!("{MARK}{text}"),
-        _ => text,
+    if old.starts_with(MARK) && !text.starts_with(MARK) {
+        text.insert_str(0, MARK);
     }
+    text
 }
 
 /// How to take one step back.

@@ -79,7 +79,7 @@ enum Failure {
 }
 
 impl Client {
-    pub(super) fn new(url: String, key_file: Option<PathBuf>) -> Result<Self, BackendError> {
+    pub(super) fn new(url: &str, key_file: Option<PathBuf>) -> Result<Self, BackendError> {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .build()

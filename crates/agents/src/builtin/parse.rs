@@ -311,9 +311,7 @@ fn diff(body: &[&str], named: Option<String>) -> Vec<Edit> {
             flush(&mut search, &mut replace, &mut changed, &path);
             let target = target.split('\t').next().unwrap_or(target).trim();
             path = as_path(target.strip_prefix("b/").unwrap_or(target)).or(path);
-        } else if line.starts_with("--- ") || line.starts_with("diff ") || line.starts_with("index ") {
-            flush(&mut search, &mut replace, &mut changed, &path);
-        } else if line.starts_with("@@") {
+        } else if ["@@", "--- ", "diff ", "index "].iter().any(|start| line.starts_with(start)) {
             flush(&mut search, &mut replace, &mut changed, &path);
         } else if let Some(added) = line.strip_prefix('+') {
             replace.push(added);

@@ -294,12 +294,11 @@ fn assemble(run: &Run, selection: &Selection, head: &str, views: &[View<'_>], le
     }
     for view in views {
         let path = &view.source().path;
-        match view {
-            View::Whole(source) => {
-                text.push_str(&format!("\nThe file {path} as it is:\n{}", fenced(path, &source.text)))
-            }
-            View::Parts(_, parts) => text.push_str(&format!("\nParts of the file {path}:\n{}", fenced(path, parts))),
-        }
+        let heading = match view {
+            View::Whole(_) => format!("The file {path} as it is"),
+            View::Parts(..) => format!("Parts of the file {path}"),
+        };
+        text.push_str(&format!("\n{heading}:\n{}", fenced(path, view.text())));
     }
     text.push('\n');
     text.push_str(&instruction(selection, views, whole));

@@ -73,6 +73,8 @@ const LARGE: usize = 20;
 const LEAST_LIKENESS: f32 = 0.2;
 /// Least likeness of an answer without a fence.
 const LEAST_LIKENESS_BARE: f32 = 0.5;
+/// Lines below which likeness says little.
+const SHORT: usize = 4;
 /// Likeness to a test from which on a text is that test: small models repeat what they were shown.
 const SAME_AS_TEST: f32 = 0.8;
 /// Languages of blocks that show how to run something.
@@ -86,12 +88,12 @@ pub(super) fn resolve(edits: Vec<Edit>, offer: &Offer) -> Result<Vec<Change>, Un
     let alone = edits.len() == 1;
     for edit in edits {
         let result = match edit {
-            Edit::Whole { path: Some(path), header, content, .. } => whole(&path, header, content, offer),
+            Edit::Whole { path: Some(path), header, content, .. } => whole(&path, header, content, offer, &changes),
             Edit::Whole { path: None, language, content, .. } => {
                 nameless.push((language, content));
                 continue;
             }
-            Edit::Replace { path, blocks } => replace(path, &blocks, offer, &changes),
+            Edit::Replace { path, blocks } => replace(path.as_deref(), &blocks, offer, &changes),
         };
         match result {
             Ok(change) => {
@@ -125,13 +127,22 @@ fn meant<'a>(path: &str, offer: &'a Offer) -> Option<&'a Source> {
     })
 }
 
-fn whole(path: &str, header: Option<String>, content: String, offer: &Offer) -> Result<Change, Unusable> {
+fn whole(
+    path: &str,
+    header: Option<String>,
+    content: String,
+    offer: &Offer,
+    earlier: &[Change],
+) -> Result<Change, Unusable> {
     if leads_astray(path) {
         // Passed on as it is: applying it says what is wrong with it.
         return Ok(Change { path: path.to_owned(), text: content });
     }
     if let Some(source) = meant(path, offer) {
-        return believable(offer, source, header, content);
+        // Parts of one file may come in several blocks.
+        let begun =
+            earlier.iter().find(|change| change.path == source.path).map_or(&source.text, |change| &change.text);
+        return believable(offer, source, begun, header, content);
     }
     if !offer.tests_too && is_test(path) {
         return Err(Unusable::ReadOnly(path.to_owned()));
@@ -154,7 +165,13 @@ fn leads_astray(path: &str) -> bool {
 }
 
 /// The new text of an offered file, when the answer is one.
-fn believable(offer: &Offer, source: &Source, header: Option<String>, content: String) -> Result<Change, Unusable> {
+fn believable(
+    offer: &Offer,
+    source: &Source,
+    begun: &str,
+    header: Option<String>,
+    content: String,
+) -> Result<Change, Unusable> {
     let content = match header {
         // The file itself begins with a comment that gives its name.
         Some(header) if source.text.lines().next() == Some(header.as_str()) => format!("{header}\n{content}"),
@@ -165,7 +182,7 @@ fn believable(offer: &Offer, source: &Source, header: Option<String>, content: S
     if content.lines().any(|line| ELISION.is_match(line) && !old.contains(line)) {
         return Err(Unusable::Elided(path));
     }
-    let content = fragment::splice(&source.text, &content).unwrap_or(content);
+    let content = fragment::splice(begun, &content).unwrap_or(content);
     let (lines, left) = (source.text.lines().count(), content.lines().count());
     if lines >= LARGE && (left as f64) < LEAST_PART * lines as f64 {
         return Err(Unusable::Dropped { path, left, lines });
@@ -203,41 +220,47 @@ fn uses(text: &str, name: &str) -> bool {
     text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == name)
 }
 
+/// What blocks without a path amount to: a file that is like one that was shown, else parts of one, each put in its
+/// place.
 fn best_nameless(blocks: Vec<(String, String)>, offer: &Offer, alone: bool) -> Result<Change, Unusable> {
-    let shell = |language: &str| SHELLS.contains(&language);
-    let mut best: Option<(f32, Change)> = None;
     let mut refused = None;
-    let lone_new = offer.edit.is_empty().then(|| offer.new.first()).flatten();
-    for (language, content) in blocks {
-        if let Some(path) = lone_new.filter(|_| !shell(&language)) {
-            return Ok(Change { path: path.clone(), text: content });
+    let blocks: Vec<(String, String)> =
+        blocks.into_iter().filter(|(language, _)| !SHELLS.contains(&language.as_str())).collect();
+    if let (Some(new), true, Some((_, content))) = (offer.new.first(), offer.edit.is_empty(), blocks.first()) {
+        return Ok(Change { path: new.clone(), text: content.clone() });
+    }
+    let mut best: Option<(f32, Change)> = None;
+    for (source, (language, content)) in offer.edit.iter().flat_map(|source| blocks.iter().map(move |b| (source, b))) {
+        let likeness = likeness(&source.text, content);
+        let least = match (alone, language.is_empty()) {
+            (true, false) if offer.edit.len() == 1 => 0.0,
+            // Likely an answer without a fence: it could be anything.
+            (true, true) if content.lines().count() >= SHORT => LEAST_LIKENESS_BARE,
+            _ => LEAST_LIKENESS,
+        };
+        if likeness < least || fragment::splice(&source.text, content).is_some() {
+            continue;
         }
-        let bare = alone && language.is_empty();
-        for source in &offer.edit {
-            if shell(&language) && !source.path.ends_with(".sh") {
-                continue;
-            }
-            let likeness = likeness(&source.text, &content);
-            let least = match (alone, bare) {
-                (true, false) if offer.edit.len() == 1 => 0.0,
-                (true, true) => LEAST_LIKENESS_BARE.min(if content.lines().count() < 4 { 0.2 } else { 1.0 }),
-                _ => LEAST_LIKENESS,
-            };
-            // A part of the file is less like it, but can be put in its place.
-            let part = fragment::splice(&source.text, &content).is_some();
-            if likeness < least && !part {
-                continue;
-            }
-            match believable(offer, source, None, content.clone()) {
-                Ok(change) if best.as_ref().is_none_or(|(most, _)| likeness >= *most) => {
-                    best = Some((likeness, change))
-                }
-                Ok(_) => {}
-                Err(why) => refused = Some(why),
-            }
+        match believable(offer, source, &source.text, None, content.clone()) {
+            Ok(change) if best.as_ref().is_none_or(|(most, _)| likeness >= *most) => best = Some((likeness, change)),
+            Ok(_) => {}
+            Err(why) => refused = Some(why),
         }
     }
-    best.map(|(_, change)| change).ok_or_else(|| refused.unwrap_or(Unusable::Nameless))
+    if let Some((_, change)) = best {
+        return Ok(change);
+    }
+    for source in &offer.edit {
+        let spliced = blocks.iter().fold(None, |text: Option<String>, (_, content)| {
+            fragment::splice(text.as_deref().unwrap_or(&source.text), content).or(text)
+        });
+        match spliced.map(|text| believable(offer, source, &source.text, None, text)) {
+            Some(Ok(change)) => return Ok(change),
+            Some(Err(why)) => refused = Some(why),
+            None => {}
+        }
+    }
+    Err(refused.unwrap_or(Unusable::Nameless))
 }
 
 /// How alike two texts are by their lines, 0 to 1.
@@ -245,9 +268,9 @@ fn likeness(old: &str, new: &str) -> f32 {
     TextDiff::configure().timeout(std::time::Duration::from_millis(200)).diff_lines(old, new).ratio()
 }
 
-fn replace(path: Option<String>, blocks: &[Block], offer: &Offer, earlier: &[Change]) -> Result<Change, Unusable> {
-    let source = match &path {
-        Some(path) if leads_astray(path) => return Ok(Change { path: path.clone(), text: String::new() }),
+fn replace(path: Option<&str>, blocks: &[Block], offer: &Offer, earlier: &[Change]) -> Result<Change, Unusable> {
+    let source = match path {
+        Some(path) if leads_astray(path) => return Ok(Change { path: path.to_owned(), text: String::new() }),
         Some(path) => match meant(path, offer) {
             Some(source) => source,
             None => return new_by_replace(path, blocks, offer),
@@ -276,7 +299,7 @@ fn replace(path: Option<String>, blocks: &[Block], offer: &Offer, earlier: &[Cha
 /// An empty passage to search for makes a new file.
 fn new_by_replace(path: &str, blocks: &[Block], offer: &Offer) -> Result<Change, Unusable> {
     match blocks {
-        [only] if only.search.trim().is_empty() => whole(path, None, only.replace.clone(), offer),
+        [only] if only.search.trim().is_empty() => whole(path, None, only.replace.clone(), offer, &[]),
         _ if offer.paths.contains(path) || is_test(path) => Err(Unusable::ReadOnly(path.to_owned())),
         _ => Err(Unusable::NotAsked(path.to_owned())),
     }
@@ -291,7 +314,7 @@ fn replace_block(text: &str, block: &Block, path: &str) -> Result<String, Unusab
     let lines: Vec<&str> = text.lines().collect();
     let wanted: Vec<&str> = block.search.lines().collect();
     let new: Vec<&str> = block.replace.lines().collect();
-    let places = |same: &dyn Fn(&str, &str) -> bool, wanted: &[&str]| -> Vec<usize> {
+    let places = |same: fn(&str, &str) -> bool, wanted: &[&str]| -> Vec<usize> {
         if wanted.is_empty() || wanted.len() > lines.len() {
             return Vec::new();
         }
@@ -304,10 +327,11 @@ fn replace_block(text: &str, block: &Block, path: &str) -> Result<String, Unusab
         let last = wanted.iter().rposition(|line| !line.trim().is_empty()).unwrap_or(0);
         wanted[first..=last].to_vec()
     };
-    let attempts: [(&dyn Fn(&str, &str) -> bool, &[&str]); 3] = [
-        (&|line, want| line == want, &wanted),
-        (&|line, want| line.trim_end() == want.trim_end(), &bare),
-        (&|line, want| line.trim() == want.trim(), &bare),
+    type Same = fn(&str, &str) -> bool;
+    let attempts: [(Same, &[&str]); 3] = [
+        (|line, want| line == want, &wanted),
+        (|line, want| line.trim_end() == want.trim_end(), &bare),
+        (|line, want| line.trim() == want.trim(), &bare),
     ];
     for (same, wanted) in attempts {
         match &places(same, wanted)[..] {
@@ -380,6 +404,8 @@ mod tests {
             format!("```python\nprint(add(1, 2))\n```\n\n```python\n{code}```"),
             code.clone(),
             "```python\ndef add(a, b):\n    return a + b\n```".to_owned(),
+            "First:\n```python\ndef add(a, b):\n    return a + b\n```\nThen:\n```python\ndef sub(a, b):\n    return a - b\n```".to_owned(),
+            "calc.py\n```python\ndef add(a, b):\n    return a + b\n```\ncalc.py\n```python\ndef sub(a, b):\n    return a - b\n```".to_owned(),
         ] {
             assert_eq!(resolved(&answer), Ok(fixed()), "{answer}");
         }

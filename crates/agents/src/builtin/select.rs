@@ -90,7 +90,7 @@ pub(super) async fn select(run: &Run) -> Result<Selection, BackendError> {
     let worktree = run.worktree.clone();
     let selected = tokio::task::spawn_blocking(move || {
         let sources = listing::read(&run.worktree, &paths);
-        choose(&run, paths, sources)
+        choose(&run, paths, &sources)
     });
     let selection = selected.await.map_err(|panic| BackendError::Setup(format!("reading files failed: {panic}")))?;
     if selection.edit.is_empty() && selection.missing.is_empty() && selection.read.is_empty() {
@@ -99,7 +99,7 @@ pub(super) async fn select(run: &Run) -> Result<Selection, BackendError> {
     Ok(selection)
 }
 
-fn choose(run: &Run, paths: Vec<String>, sources: Vec<Source>) -> Selection {
+fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
     let failure = run.last_check.as_ref().map(|check| Failure::read(&check.output, &run.worktree));
     let in_task = failure::places(&run.prompt);
     let in_check = failure::places(&run.check);
@@ -163,7 +163,7 @@ fn choose(run: &Run, paths: Vec<String>, sources: Vec<Source>) -> Selection {
         .collect();
     sort(&mut edit);
     if edit.is_empty() {
-        edit = by_words(run, &sources);
+        edit = by_words(run, sources);
     }
     let known: HashSet<String> = paths.into_iter().collect();
     let missing = missing(run, &in_task, failure.as_ref(), &imports, &read, &known);
@@ -356,7 +356,7 @@ mod tests {
     fn chosen(prompt: &str, check: &str, output: &str, sources: &[Source]) -> Selection {
         let mut run = Run::new(Uuid::nil(), prompt, "/wt", check);
         run.last_check = Some(CheckReport { exit: 1, output: output.to_owned(), timed_out: false });
-        choose(&run, sources.iter().map(|source| source.path.clone()).collect(), sources.to_vec())
+        choose(&run, sources.iter().map(|source| source.path.clone()).collect(), sources)
     }
 
     fn edits(selection: &Selection) -> Vec<&str> {
@@ -417,7 +417,7 @@ mod tests {
         let mut run = Run::new(Uuid::nil(), "edit calc.py", "/wt", "true");
         run.protected = vec!["calc.py".into(), "lib".into()];
         let sources = [source("calc.py", "x = 1\n"), source("lib/a.py", "y = 1\n"), source("ok.py", "z = 1\n")];
-        let selection = choose(&run, Vec::new(), sources.to_vec());
+        let selection = choose(&run, Vec::new(), &sources);
         assert_eq!(edits(&selection), ["ok.py"]);
     }
 

@@ -77,9 +77,8 @@ fn become_command(spec: &Spec, socket: &UnixStream) -> Refusal {
 
 fn limit(spec: &Spec, users_threads: u64) -> nix::Result<()> {
     // The kernel counts a user's threads on the whole machine, or in the namespace where there is one. The exact
-    // bound is the guard's; this one stops a fork bomb between two of its looks.
-    let threads =
-        if spec.namespaces { u64::from(spec.max_processes) } else { users_threads + 2 * u64::from(spec.max_processes) };
+    // bound is the guard's, which also says so; this one stops a fork bomb between two of its looks.
+    let threads = users_threads + 2 * u64::from(spec.max_processes);
     for (resource, wanted) in [
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_NOFILE, MAX_OPEN_FILES),

@@ -28,12 +28,9 @@ const COUNT_EVERY: Duration = Duration::from_millis(100);
 const ENTER_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn main() -> ExitCode {
-    let socket = match stdin_socket() {
-        Ok(socket) => socket,
-        Err(_) => {
-            eprintln!("this starts the confined commands of a task; it is not meant to be called by hand");
-            return ExitCode::FAILURE;
-        }
+    let Ok(socket) = stdin_socket() else {
+        eprintln!("this starts the confined commands of a task; it is not meant to be called by hand");
+        return ExitCode::FAILURE;
     };
     let report = match Spec::receive(&socket) {
         Err(error) => Report::Refused(Refusal::Launcher(format!("the description of the run is unreadable: {error}"))),

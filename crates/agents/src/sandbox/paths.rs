@@ -121,7 +121,11 @@ fn public(path: &Path, parts: &mut Vec<PathBuf>, depth: usize) -> bool {
         return false;
     }
     let before = parts.len();
-    let all = entries(path).iter().fold(true, |all, entry| public(entry, parts, depth + 1) && all);
+    let mut all = true;
+    for entry in entries(path) {
+        // Each is looked at, also after one was not public: it adds what it has to `parts`.
+        all &= public(&entry, parts, depth + 1);
+    }
     if all {
         parts.truncate(before);
         parts.push(path.to_owned());
