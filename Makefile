@@ -2,7 +2,9 @@
 
 # Everything that is fetched or written outside the build tree: models, llama-server, the demo's state.
 STATE ?= $(if $(filter 0,$(shell id -u)),/var/lib/lares-demo,$(or $(XDG_STATE_HOME),$(HOME)/.local/state)/lares-demo)
-MODEL ?= qwen2.5-coder-0.5b-instruct
+MODEL ?= qwen2.5-coder-1.5b-instruct
+OPENAI ?= 3.54.0
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 export LARES_LLAMA__MODELS_DIR := $(STATE)/models
 export LARES_LLAMA__ENGINES_DIR := $(STATE)/engines
@@ -21,7 +23,7 @@ build: ## Build the release binary
 	cargo build --release --locked --package lares
 
 demo: packages build ## Watch a real local model solve a coding task
-	target/release/lares --state-dir $(STATE) demo --model $(MODEL)
+	$(TARGET)/release/lares --state-dir $(STATE) demo --model $(MODEL)
 
 test: packages lint deny fixtures unit ## Prove everything: lints, unit tests, real parts, the demo itself
 
@@ -32,18 +34,26 @@ lint:
 deny:
 	@scripts/deny
 
-fixtures: ## Fetch the model and llama-server the tests use
+fixtures: ## Fetch what the tests of the whole use: a model, llama-server, the OpenAI client
 	cargo build --locked --package lares
-	target/debug/lares --state-dir $(STATE) engine install
-	target/debug/lares --state-dir $(STATE) model pull $(MODEL)
+	$(TARGET)/debug/lares --state-dir $(STATE) engine install
+	$(TARGET)/debug/lares --state-dir $(STATE) model pull $(MODEL)
+	@test -x $(STATE)/openai/bin/python || python3 -m venv $(STATE)/openai
+	@$(STATE)/openai/bin/pip install --quiet --disable-pip-version-check openai==$(OPENAI) \
+	  || echo "SKIP openai-client: the package cannot be installed here"
 
-unit:
-	LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
-	LARES_TEST_LLAMA_SERVER="$$(target/debug/lares --state-dir $(STATE) --json engine show | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')" \
-	cargo test --workspace --locked
+# The parts that tests take from the environment; without them they print SKIP.
+PARTS = LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
+	LARES_TEST_LLAMA_SERVER="$$($(TARGET)/debug/lares --state-dir $(STATE) --json engine show | sed -n 's/^  "path": "\(.*\)",$$/\1/p')" \
+	LARES_TEST_OPENAI_PYTHON="$(STATE)/openai/bin/python"
 
-bench: ## Measure against a baseline in the same run
-	@scripts/bench
+# One test of the whole at a time: they start llama-servers, which slow each other down without end on two cores.
+unit: ## Run the tests
+	$(PARTS) cargo test --workspace --locked --exclude lares
+	$(PARTS) cargo test --package lares --locked -- --test-threads 1 --nocapture
+
+bench: fixtures ## Measure against a baseline in the same run
+	@$(PARTS) scripts/bench
 
 clean: ## Remove the build tree (state in $(STATE) stays)
 	cargo clean

@@ -13,6 +13,7 @@ mod prompt;
 mod resolve;
 mod select;
 mod size;
+mod wording;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -130,7 +131,7 @@ impl Builtin {
             let started = Instant::now();
             let request = Request {
                 model: &self.settings.model,
-                system: prompt::SYSTEM,
+                system: wording::SYSTEM,
                 user: &text,
                 temperature,
                 seed: run.seed,
@@ -160,7 +161,7 @@ impl Builtin {
                     return Ok(());
                 }
                 Err(unusable) => {
-                    reminder = prompt.reminder(&unusable);
+                    reminder = wording::reminder(prompt.whole, &unusable);
                     outcome.summary = format!("nothing changed: {unusable}");
                     outcome.empty = Some(unusable);
                 }

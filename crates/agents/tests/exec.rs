@@ -164,6 +164,33 @@ fn a_killed_runner_leaves_no_process_and_no_directory() {
 }
 
 #[tokio::test]
+async fn a_killed_guard_is_an_error_and_its_run_ends_too() {
+    let place = Place::new();
+    let mark = mark();
+    let line = format!("sleep {mark} & sleep {mark}; true");
+    let kill = async {
+        let parent = |pid: u32| -> Option<u32> {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+        };
+        let is_guard = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("lares-sandbox"))
+        };
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let guard = processes_with(&mark).into_iter().filter_map(parent).find(is_guard);
+            if let Some(guard) = guard.filter(|_| processes_with(&mark).len() >= 3) {
+                assert!(Command::new("kill").args(["-9", &guard.to_string()]).status().unwrap().success());
+                return;
+            }
+        }
+    };
+    let (result, ()) = tokio::join!(place.try_run(&line), kill);
+    assert!(matches!(result, Err(ExecError::Lost)), "{result:?}");
+    eventually("the processes end", || processes_with(&mark).is_empty());
+}
+
+#[tokio::test]
 async fn gigabytes_of_output_fill_neither_memory_nor_disk() {
     let mut place = Place::new();
     place.sandbox.max_output = ByteSize::kib(8);

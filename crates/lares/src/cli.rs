@@ -86,7 +86,9 @@ Ctrl-C stops everything. The first start fetches a model and, where there is non
         daemon: Daemon,
     },
     /// What runs where, under `lares up`
-    #[command(after_help = "Examples:\n  lares status\n  lares status --json | jq '.units[] | select(.state != \"active\")'")]
+    #[command(
+        after_help = "Examples:\n  lares status\n  lares status --json | jq '.units[] | select(.state != \"active\")'"
+    )]
     Status,
     /// Units of a running `lares up`: restart one, read its log
     #[command(subcommand)]
@@ -107,7 +109,9 @@ Ctrl-C stops everything. The first start fetches a model and, where there is non
     #[command(subcommand)]
     Config(Config),
     /// Show the whole thing at work: a real model solves a small coding task
-    #[command(after_help = "Example:\n  lares demo            everything it leaves is in the state directory it names at the end")]
+    #[command(
+        after_help = "Example:\n  lares demo            everything it leaves is in the state directory it names at the end"
+    )]
     Demo(Demo),
     /// Print shell completions
     #[command(after_help = "Example:\n  lares completions bash > ~/.local/share/bash-completion/completions/lares")]
@@ -256,7 +260,9 @@ pub struct Submit {
 #[derive(Debug, Subcommand)]
 pub enum Key {
     /// Make a key and print it: this is the only time it is shown
-    #[command(after_help = "Examples:\n  lares key create laptop --role client\n  lares key create ci --role operator --file ci.key")]
+    #[command(
+        after_help = "Examples:\n  lares key create laptop --role client\n  lares key create ci --role operator --file ci.key"
+    )]
     Create {
         /// What it is for
         name: String,

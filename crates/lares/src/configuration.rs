@@ -73,7 +73,8 @@ pub fn run(global: &Global, command: cli::Config) -> Result<()> {
             let entries: Vec<Entry> =
                 load(global)?.entries().into_iter().filter(|entry| !changed || entry.origin != "default").collect();
             output.value(&entries, |entries| {
-                let rows = entries.iter().map(|entry| [entry.key.clone(), entry.value.to_string(), entry.origin.clone()]);
+                let rows =
+                    entries.iter().map(|entry| [entry.key.clone(), entry.value.to_string(), entry.origin.clone()]);
                 output::table(["key", "value", "set in"], rows)
             })
         }

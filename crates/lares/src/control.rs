@@ -76,25 +76,28 @@ async fn overview(Shared(context): Shared<Control>) -> Json<Overview> {
 }
 
 async fn start(Shared(context): Shared<Control>, UrlPath(unit): UrlPath<String>) -> Result<Json<UnitStatus>, Problem> {
-    context.supervisor.start(&unit).await.map_err(problem)?;
+    context.supervisor.start(&unit).await.map_err(|error| problem(&error))?;
     status_of(&context, &unit).await
 }
 
 async fn stop(Shared(context): Shared<Control>, UrlPath(unit): UrlPath<String>) -> Result<Json<UnitStatus>, Problem> {
-    context.supervisor.stop(&unit).await.map_err(problem)?;
+    context.supervisor.stop(&unit).await.map_err(|error| problem(&error))?;
     status_of(&context, &unit).await
 }
 
-async fn restart(Shared(context): Shared<Control>, UrlPath(unit): UrlPath<String>) -> Result<Json<UnitStatus>, Problem> {
-    context.supervisor.restart(&unit).await.map_err(problem)?;
+async fn restart(
+    Shared(context): Shared<Control>,
+    UrlPath(unit): UrlPath<String>,
+) -> Result<Json<UnitStatus>, Problem> {
+    context.supervisor.restart(&unit).await.map_err(|error| problem(&error))?;
     status_of(&context, &unit).await
 }
 
 async fn status_of(context: &Control, unit: &str) -> Result<Json<UnitStatus>, Problem> {
-    context.supervisor.status(unit).await.map(Json).map_err(problem)
+    context.supervisor.status(unit).await.map(Json).map_err(|error| problem(&error))
 }
 
-fn problem(error: ControlError) -> Problem {
+fn problem(error: &ControlError) -> Problem {
     let (status, slug) = match error {
         ControlError::Unknown { .. } => (StatusCode::NOT_FOUND, "unit-not-found"),
         ControlError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting-down"),
@@ -116,19 +119,15 @@ async fn logs(
     UrlPath(unit): UrlPath<String>,
     Query(query): Query<LogQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    // Followed before the past is read, so no line falls between; one that is in both is told by its place in time.
-    let feed = context.supervisor.follow(&unit).map_err(problem)?;
-    let past = context.supervisor.logs(&unit, query.lines).map_err(problem)?;
-    let newest = past.last().map(|line| line.at);
+    let (past, live) = context.supervisor.follow_from(&unit, query.lines).map_err(|error| problem(&error))?;
     let past = stream::iter(past);
     let body = if query.follow {
-        let live = feed.filter_map(|item| async {
+        let live = live.filter_map(|item| async {
             match item {
                 FeedItem::Item(line) => Some(line),
                 FeedItem::Missed(_) => None,
             }
         });
-        let live = live.filter(move |line| std::future::ready(newest.is_none_or(|newest| line.at > newest)));
         Body::from_stream(past.chain(live).map(|line| json_line(&line)))
     } else {
         Body::from_stream(past.map(|line| json_line(&line)))
@@ -165,7 +164,13 @@ impl Client {
     }
 
     /// A unit's log, line by line; with `follow` until the connection ends.
-    pub async fn logs(&self, unit: &str, lines: usize, follow: bool, mut each: impl FnMut(LogLine) -> Result<()>) -> Result<()> {
+    pub async fn logs(
+        &self,
+        unit: &str,
+        lines: usize,
+        follow: bool,
+        mut each: impl FnMut(LogLine) -> Result<()>,
+    ) -> Result<()> {
         let path = format!("/units/{}/logs?lines={lines}&follow={follow}", escape(unit));
         let mut body = self.send(Method::GET, &path, Duration::from_secs(10)).await?;
         let mut rest = Vec::new();
@@ -183,7 +188,7 @@ impl Client {
     async fn json<T: serde::de::DeserializeOwned>(&self, method: Method, path: &str, limit: Duration) -> Result<T> {
         let answer = async {
             let body = self.send(method, path, limit).await?.collect().await?.to_bytes();
-            Ok(serde_json::from_slice(&body).context("`lares up` answered something this version does not understand")?)
+            serde_json::from_slice(&body).context("`lares up` answered something this version does not understand")
         };
         tokio::time::timeout(limit, answer).await.context("`lares up` does not answer")?
     }
@@ -194,7 +199,8 @@ impl Client {
             .map_err(|cause| NotRunning { state_dir: self.state_dir.clone(), cause })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
+        let request =
+            Request::builder().method(method).uri(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
         let response =
             tokio::time::timeout(limit, sender.send_request(request)).await.context("`lares up` does not answer")??;
         let (parts, body) = response.into_parts();

@@ -83,7 +83,9 @@ impl Demonstration<'_> {
     /// `lares up` with the demo's configuration, as a person would start it in another terminal.
     async fn start_up(&self) -> Result<Child> {
         let file = self.state_dir.join("demo.toml");
-        tokio::fs::write(&file, self.config.to_toml()?).await.with_context(|| format!("cannot write {}", file.display()))?;
+        tokio::fs::write(&file, self.config.to_toml()?)
+            .await
+            .with_context(|| format!("cannot write {}", file.display()))?;
         let log = self.state_dir.join("logs/up.log");
         let out = std::fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         // setpriv ends it when this process dies without a chance to.
@@ -156,10 +158,9 @@ impl Demonstration<'_> {
         }
         let solved = outcomes.iter().filter(|(state, ..)| *state == TaskState::Succeeded).count();
         if outcomes.len() > 1 {
-            let rows = outcomes
-                .iter()
-                .enumerate()
-                .map(|(run, (state, iterations, took))| [(run + 1).to_string(), state.to_string(), iterations.to_string(), format!("{took:.1} s")]);
+            let rows = outcomes.iter().enumerate().map(|(run, (state, iterations, took))| {
+                [(run + 1).to_string(), state.to_string(), iterations.to_string(), format!("{took:.1} s")]
+            });
             println!("\n{}", output::table(["run", "state", "iterations", "time"], rows));
         }
         println!("solved {solved} of {}", outcomes.len());
@@ -189,7 +190,11 @@ impl Demonstration<'_> {
         git(&origin, &["init", "--quiet", "--initial-branch", "main"]).await?;
         git(&origin, &["add", "--all"]).await?;
         let author = ["-c", "user.name=Example", "-c", "user.email=example@example.org", "-c", "commit.gpgsign=false"];
-        git(&origin, &[&author[..], &["commit", "--quiet", "--message", "A stock book with two failing tests"]].concat()).await?;
+        git(
+            &origin,
+            &[&author[..], &["commit", "--quiet", "--message", "A stock book with two failing tests"]].concat(),
+        )
+        .await?;
         let (from, to) = (origin.to_string_lossy().into_owned(), repo.to_string_lossy().into_owned());
         git(&self.state_dir, &["clone", "--quiet", &from, &to]).await?;
         println!("cloned into {}", repo.display());

@@ -39,22 +39,21 @@ async fn show(config: &Config, output: Output) -> Result<()> {
         let metadata = stack::metadata_of(&file).await?;
         let placement = Placement { name, file: &file, port: model.port, cores, api_key_file: None };
         let outcome = options::render(model, &metadata, &server, &placement);
-        let flags = outcome.as_ref().ok().map(|args| {
-            args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>()
-        });
+        let flags = outcome
+            .as_ref()
+            .ok()
+            .map(|args| args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>());
         models.push(json!({ "model": name, "flags": flags, "problem": outcome.err().map(|error| error.to_string()) }));
     }
-    let value = json!({ "path": server.path, "version": server.version.text, "flags": server.flags().len(), "models": models });
+    let value =
+        json!({ "path": server.path, "version": server.version.text, "flags": server.flags().len(), "models": models });
     output.value(&value, |value| {
-        let mut text = format!(
-            "{}\n{}, {} flags known",
-            server.path.display(),
-            server.version.text,
-            server.flags().len()
-        );
+        let mut text =
+            format!("{}\n{}, {} flags known", server.path.display(), server.version.text, server.flags().len());
         for model in value["models"].as_array().into_iter().flatten() {
             let name = model["model"].as_str().unwrap_or_default();
-            let flags: Vec<_> = model["flags"].as_array().into_iter().flatten().filter_map(|flag| flag.as_str()).collect();
+            let flags: Vec<_> =
+                model["flags"].as_array().into_iter().flatten().filter_map(|flag| flag.as_str()).collect();
             let line = model["problem"].as_str().map_or_else(|| flags.join(" "), str::to_owned);
             text.push_str(&format!("\n{name}: {line}"));
         }

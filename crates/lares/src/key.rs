@@ -58,7 +58,8 @@ pub async fn run(global: &Global, command: cli::Key) -> Result<u8> {
         }
         cli::Key::Revoke { key } => {
             let keys = store.keys().list().await?;
-            let usable = keys.into_iter().find(|k| k.revoked_at.is_none() && (k.name == key || k.id.to_string() == key));
+            let usable =
+                keys.into_iter().find(|k| k.revoked_at.is_none() && (k.name == key || k.id.to_string() == key));
             let Some(found) = usable else {
                 bail!("no key that works is called `{key}`; `lares key list` shows them");
             };

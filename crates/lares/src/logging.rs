@@ -18,11 +18,8 @@ pub fn start(log: &Log) -> Result<()> {
         LogFormat::Auto => LogFormat::Text,
         other => other,
     };
-    let text = || {
-        tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-    };
+    let text =
+        || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Json => tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr).boxed(),
         LogFormat::Journald => {

@@ -24,7 +24,11 @@ impl Output {
 /// Prints text and a line end to standard output. A reader that went away (`| head`) is not an error.
 pub fn line(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.trim_end_matches('\n').as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+    match out
+        .write_all(text.trim_end_matches('\n').as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush())
+    {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),
     }

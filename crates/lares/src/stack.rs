@@ -149,8 +149,7 @@ impl Stack {
                 } else {
                     ports.claim(&format!("models.{name}.port"), (Ipv4Addr::LOCALHOST, model.port).into())?.port()
                 };
-                let placement =
-                    Placement { name, file: &file, port: model.port, cores, api_key_file: Some(&key_file) };
+                let placement = Placement { name, file: &file, port: model.port, cores, api_key_file: Some(&key_file) };
                 let args = options::render(model, &metadata, &server, &placement)?;
                 let prediction = memory::predict(model, &metadata);
                 config.models.insert(name.clone(), model.clone());
@@ -231,7 +230,7 @@ impl Stack {
                     let store = Store::connect(&config.store, &config.state_dir).await?;
                     ensure_keys(&store, &config).await
                 };
-                once.get_or_try_init(|| keys).await.map(|()| ()).map_err(|error| format!("{error:#}"))
+                once.get_or_try_init(|| keys).await.copied().map_err(|error| format!("{error:#}"))
             }
         });
         Ok(Some(unit))
@@ -259,7 +258,8 @@ impl Stack {
         let config = configuration::effective_file(&self.config.state_dir);
         let mut unit = UnitSpec::new(UnitName::new(name)?, "env");
         // The configuration has everything in it; variables and flags were applied already.
-        let settings = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("LARES_"));
+        let settings =
+            std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("LARES_"));
         for variable in settings {
             unit = unit.args([std::ffi::OsString::from("-u"), variable]);
         }

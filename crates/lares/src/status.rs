@@ -38,7 +38,8 @@ pub async fn run(global: &Global, command: cli::Unit) -> Result<u8> {
         cli::Unit::Restart { unit } => (unit, "restart"),
     };
     let status = client.change(&unit, verb).await?;
-    Output { json: global.json }.value(&status, |status| format!("{} is {}: {}", status.name, status.state, status.cause))?;
+    Output { json: global.json }
+        .value(&status, |status| format!("{} is {}: {}", status.name, status.state, status.cause))?;
     Ok(exit::OK)
 }
 

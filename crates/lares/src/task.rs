@@ -33,7 +33,7 @@ pub async fn run(global: &Global, command: cli::Task) -> Result<u8> {
                     )
                 })?;
             let tasks = list(&ralph, &ListTasks { state, limit: Some(limit), before: None }).await?;
-            output.value(&tasks, |tasks| task_table(tasks))?;
+            output.value(&tasks, task_table)?;
         }
         cli::Task::Show { task } => {
             let detail: TaskDetail = ralph.get(&format!("/tasks/{task}")).await?;
@@ -49,7 +49,9 @@ pub async fn run(global: &Global, command: cli::Task) -> Result<u8> {
         }
         cli::Task::Approve { task } => {
             let task: Task = ralph.command(&format!("/tasks/{task}/approve")).await?;
-            output.value(&task, |task| format!("task {} {}; `lares task merge {}` merges it", task.id, task.state, task.id))?;
+            output.value(&task, |task| {
+                format!("task {} {}; `lares task merge {}` merges it", task.id, task.state, task.id)
+            })?;
         }
         cli::Task::Merge { task } => {
             let merged: Merged = ralph.command(&format!("/tasks/{task}/merge")).await?;
@@ -109,11 +111,11 @@ async fn submit_task(ralph: &Daemon, output: Output, submit: cli::Submit) -> Res
 }
 
 fn absolute_repo(repo: &Path) -> Result<String> {
-    let absolute =
-        repo.canonicalize().with_context(|| format!("--repo: {} cannot be opened", repo.display()))?;
-    absolute.into_os_string().into_string().map_err(|path| {
-        anyhow::anyhow!("--repo: {} is not UTF-8; rename the directory", path.to_string_lossy())
-    })
+    let absolute = repo.canonicalize().with_context(|| format!("--repo: {} cannot be opened", repo.display()))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| anyhow::anyhow!("--repo: {} is not UTF-8; rename the directory", path.to_string_lossy()))
 }
 
 /// What a person does next with a task that has ended.
@@ -241,7 +243,13 @@ fn task_table(list: &TaskList) -> String {
     }
     let rows = list.tasks.iter().map(|task| {
         let prompt: String = task.prompt.lines().next().unwrap_or_default().chars().take(48).collect();
-        [task.id.to_string(), task.state.to_string(), format!("{:.0} s", task.worked_seconds), task.repo.clone(), prompt]
+        [
+            task.id.to_string(),
+            task.state.to_string(),
+            format!("{:.0} s", task.worked_seconds),
+            task.repo.clone(),
+            prompt,
+        ]
     });
     output::table(["task", "state", "worked", "repo", "prompt"], rows)
 }

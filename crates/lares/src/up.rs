@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use lares_store::events::{Event, Recorder};
 use lares_store::Store;
+use lares_store::events::{Event, Recorder};
 use lares_units::{Change, FeedItem, Settings, State, Supervisor};
 use tokio_util::sync::CancellationToken;
 
@@ -48,12 +48,7 @@ pub async fn run(global: &Global, arguments: &cli::Up) -> Result<u8> {
 }
 
 /// Everything between start and stop.
-async fn attend(
-    supervisor: &Supervisor,
-    stack: &Stack,
-    state_dir: &Path,
-    shutdown: &CancellationToken,
-) -> Result<()> {
+async fn attend(supervisor: &Supervisor, stack: &Stack, state_dir: &Path, shutdown: &CancellationToken) -> Result<()> {
     let began = Instant::now();
     let control = tokio::spawn({
         let (supervisor, state_dir, shutdown) = (supervisor.clone(), state_dir.to_owned(), shutdown.clone());
@@ -73,7 +68,8 @@ async fn attend(
         }
         () = shutdown.cancelled() => return Ok(()),
     }
-    let recorder = tokio::spawn(record(supervisor.clone(), stack.store_config(), state_dir.to_owned(), shutdown.clone()));
+    let recorder =
+        tokio::spawn(record(supervisor.clone(), stack.store_config(), state_dir.to_owned(), shutdown.clone()));
     let ready = began.elapsed();
     eprintln!("{}", status::units(&supervisor.list().await));
     eprintln!(
@@ -149,7 +145,8 @@ async fn record(
 }
 
 fn event(outcome: &str, change: &Change, latency: Duration) -> Event {
-    let detail = serde_json::json!({ "unit": change.unit, "from": change.from, "to": change.to, "cause": change.cause });
+    let detail =
+        serde_json::json!({ "unit": change.unit, "from": change.from, "to": change.to, "cause": change.cause });
     Event { outcome: outcome.to_owned(), at: change.at, latency, detail, ..Event::new("unit") }
 }
 
@@ -213,7 +210,8 @@ impl View {
 }
 
 fn waiting() -> ProgressStyle {
-    ProgressStyle::with_template("{spinner:.yellow} {prefix:.bold} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+    ProgressStyle::with_template("{spinner:.yellow} {prefix:.bold} {wide_msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 fn settled() -> ProgressStyle {

@@ -117,16 +117,27 @@ fn a_full_disk_fails_the_start_or_pauses_the_work_and_loses_no_task() {
         &repo,
         &[
             ("add.py", "def add(a, b):\n    return a - b\n"),
-            ("test_add.py", "import unittest\nfrom add import add\n\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(add(2, 3), 5)\n"),
+            (
+                "test_add.py",
+                "import unittest\nfrom add import add\n\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(add(2, 3), 5)\n",
+            ),
         ],
     );
     let ballast = mount.path().join("ballast");
     fill(&ballast);
     let submitted = stack.run(&[
-        "task", "submit", "--detach", "--repo", repo.to_str().unwrap(), "--check", "python3 -m unittest", "fix add.py so that add(2, 3) is 5",
+        "task",
+        "submit",
+        "--detach",
+        "--repo",
+        repo.to_str().unwrap(),
+        "--check",
+        "python3 -m unittest",
+        "fix add.py so that add(2, 3) is 5",
     ]);
     // Either it is refused with a reason, or it is accepted and then it must not be lost.
-    let accepted = submitted.status.success().then(|| String::from_utf8(submitted.stdout.clone()).unwrap().trim().to_owned());
+    let accepted =
+        submitted.status.success().then(|| String::from_utf8(submitted.stdout.clone()).unwrap().trim().to_owned());
     if accepted.is_none() {
         assert!(!text(&submitted).contains("panicked"), "{}", text(&submitted));
     }
@@ -164,7 +175,11 @@ impl Drop for Unmount<'_> {
 
 /// Writes until the disk is full.
 fn fill(path: &Path) {
-    let output = Command::new("dd").args(["if=/dev/zero", "bs=1M", "status=none"]).arg(format!("of={}", path.display())).output().unwrap();
+    let output = Command::new("dd")
+        .args(["if=/dev/zero", "bs=1M", "status=none"])
+        .arg(format!("of={}", path.display()))
+        .output()
+        .unwrap();
     assert!(!output.status.success(), "the disk never got full");
 }
 

@@ -71,9 +71,10 @@ fn no_task_is_lost_or_done_twice_while_everything_is_killed() {
 
     for (id, repo) in &tasks {
         let task = stack.json(&["task", "show", id]);
-        let commits: usize = git(repo, &["log", "--all", "--format=%H", "--grep", "^Lares-Task", "main..", "--branches=lares/*"])
-            .lines()
-            .count();
+        let commits: usize =
+            git(repo, &["log", "--all", "--format=%H", "--grep", "^Lares-Task", "main..", "--branches=lares/*"])
+                .lines()
+                .count();
         if task["state"] == "succeeded" {
             let branch = task["branch"].as_str().unwrap();
             assert_eq!(git(repo, &["rev-list", "--count", &format!("main..{branch}")]), "1", "{id} was completed once");

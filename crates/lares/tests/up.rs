@@ -41,22 +41,18 @@ fn up_serves_heals_and_stops_within_ten_seconds() {
 
 /// The official client, against everything the coordinator offers.
 fn openai_client(stack: &Stack) {
-    let environment = stack.state_dir.join("venv");
-    let made = Command::new("python3").args(["-m", "venv"]).arg(&environment).output().unwrap();
-    assert!(made.status.success(), "{}", text(&made));
-    let pip = Command::new(environment.join("bin/pip")).args(["install", "-q", "openai"]).output().unwrap();
-    if !pip.status.success() {
-        eprintln!("SKIP openai-client: it cannot be installed here: {}", text(&pip).trim());
+    let Some(python) = std::env::var_os("LARES_TEST_OPENAI_PYTHON").filter(|path| std::path::Path::new(path).exists())
+    else {
+        eprintln!("SKIP openai-client: LARES_TEST_OPENAI_PYTHON names no Python with the openai package");
         return;
-    }
+    };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../coordinator/tests/openai_client.py");
     let key = std::fs::read_to_string(stack.state_dir.join("keys/agent.key")).unwrap();
-    let output = Command::new(environment.join("bin/python"))
+    let output = Command::new(python)
         .arg(script)
         .env("LARES_TEST_URL", format!("http://{}/v1", stack.address("coordinator")))
         .env("LARES_TEST_KEY", key.trim())
         .env("LARES_TEST_CHAT_MODEL", "coder")
-        .env("LARES_TEST_ALIAS", "gpt-4o")
         .env("LARES_TEST_EMBEDDING_MODEL", "embed")
         .output()
         .unwrap();

@@ -171,9 +171,9 @@ impl Call {
             .envs(self.env)
             .stdin(if self.stdin.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         let mut child = child.spawn().map_err(GitError::Unavailable)?;
+        let pid = child.id();
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let run = async {
             let feed = async {
@@ -191,7 +191,12 @@ impl Call {
             };
             let read_err = async {
                 match stderr {
-                    Some(pipe) => pipe.take(MAX_ERROR).read_to_end(&mut err).await,
+                    Some(mut pipe) => {
+                        let read = (&mut pipe).take(MAX_ERROR).read_to_end(&mut err).await;
+                        // Left unread, a repository with many warnings would stop git.
+                        let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
+                        read
+                    }
                     None => Ok(0),
                 }
             };
@@ -203,9 +208,14 @@ impl Call {
             let status = child.wait().await.map_err(GitError::Unavailable)?;
             Ok(Finished { command: command.clone(), code: status.code(), out, err })
         };
-        tokio::time::timeout(TIMEOUT, run)
-            .await
-            .unwrap_or_else(|_| Err(GitError::TimedOut { command: command.clone() }))
+        // A git that is dropped runs on to its end, and one that takes too long is asked to end: killed, it would leave
+        // a lock behind in a person's repository.
+        tokio::time::timeout(TIMEOUT, run).await.unwrap_or_else(|_| {
+            if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+            }
+            Err(GitError::TimedOut { command: command.clone() })
+        })
     }
 
     /// Runs it and returns what it printed.

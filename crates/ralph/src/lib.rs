@@ -1,7 +1,7 @@
 //! The loop: tasks come in over HTTP, wait in PostgreSQL, and are worked on in git worktrees until their check exits 0.
 //!
-//! `routes` → store → `pool` → `work` → `iteration` → `decide`, round and round. What decides is pure ([`mod@decide`],
-//! [`mod@score`], [`mod@protect`]); what touches the world is `git`, `check` and the agent behind
+//! `routes` → store → `pool` → `work` → `iteration` → `decide`, round and round. What decides is pure (`decide`,
+//! `score`, `protect`); what touches the world is `git`, `check` and the agent behind
 //! [`lares_agents::Backend`]. Text never ends a task: only exit code 0 of the check does.
 
 mod agent;

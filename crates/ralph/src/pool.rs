@@ -172,7 +172,7 @@ pub(crate) async fn sweep(shop: &Shop) -> Result<(), String> {
             None => None,
         };
         let git_dir = repo.as_ref().map(|repo| repo.git_dir.as_path());
-        shop.worktrees.remove(git_dir, &leftover.path).await.map_err(|error| error.to_string())?;
+        shop.worktrees.remove(git_dir, leftover.task, leftover.fence).await.map_err(|error| error.to_string())?;
         if let (Some(repo), Some(standing)) = (&repo, standing)
             && (standing.state.is_final() || standing.state == State::AwaitingApproval)
         {

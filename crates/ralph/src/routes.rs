@@ -25,7 +25,7 @@ use crate::api::{BaseCheck, IDEMPOTENCY_KEY, Iteration, ListTasks, Merged, Submi
 use crate::git::{GitError, Repo};
 use crate::merge::{self, MergeError};
 use crate::stream;
-use crate::work::{Shop, checkpoints};
+use crate::work::{Shop, clear_up};
 
 /// Tasks on a page when the caller does not say.
 const PAGE: u32 = 50;
@@ -270,12 +270,8 @@ async fn cancel(State(desk): State<Arc<Desk>>, caller: Caller, Path(id): Path<St
     Ok(match desk.shop.store.tasks().cancel(id, &reason).await.map_err(problem)? {
         Cancelled::Now(task) => {
             desk.trace(&caller, "task.cancel", &task, Some(&reason)).await;
-            // Checkpoints of a task that was put back and then cancelled have no worker left to remove them.
-            if let Ok(repo) = Repo::open(FilePath::new(&task.repo)).await
-                && let Err(error) = repo.delete_refs(&checkpoints(id)).await
-            {
-                tracing::warn!(task = %id, %error, "checkpoint refs could not be removed");
-            }
+            // A task that was put back and then cancelled has no worker left to do this.
+            clear_up(&desk.shop, &task).await;
             (StatusCode::OK, Json(Task::from(task))).into_response()
         }
         Cancelled::Requested(task) => {

@@ -98,15 +98,18 @@ pub(crate) async fn work(shop: &Shop, task: Task, shutdown: &CancellationToken) 
 /// Removes the worktrees of a task's take-overs up to this one. What cannot be removed is left to the sweep.
 async fn remove_worktrees(shop: &Shop, task: &Task, up_to: i64) {
     let git_dir = Repo::open(task.repo.as_ref()).await.ok().map(|repo| repo.git_dir);
-    let mut paths = vec![shop.worktrees.path(task.id, up_to)];
-    match shop.worktrees.leftovers().await {
-        Ok(found) => paths.extend(found.into_iter().filter(|l| l.task == task.id && l.fence < up_to).map(|l| l.path)),
-        Err(error) => tracing::warn!(%error, "the directory of the worktrees cannot be read"),
+    if let Err(error) = shop.worktrees.remove(git_dir.as_deref(), task.id, up_to).await {
+        tracing::warn!(task = %task.id, %error, "a worktree could not be removed; the next sweep tries again");
     }
-    for path in paths {
-        if let Err(error) = shop.worktrees.remove(git_dir.as_deref(), &path).await {
-            tracing::warn!(task = %task.id, %error, "a worktree could not be removed; the next sweep tries again");
-        }
+}
+
+/// Removes what the work on a task left besides its branch.
+pub(crate) async fn clear_up(shop: &Shop, task: &Task) {
+    remove_worktrees(shop, task, task.fence).await;
+    if let Ok(repo) = Repo::open(task.repo.as_ref()).await
+        && let Err(error) = repo.delete_refs(&checkpoints(task.id)).await
+    {
+        tracing::warn!(task = %task.id, %error, "checkpoint refs could not be removed");
     }
 }
 
@@ -161,12 +164,7 @@ async fn finish(shop: &Shop, hold: &Hold, task: &Task, ending: &Ending) -> Left 
     let Ending { state, reason, branch, result } = ending;
     // Before it is written down, so that who sees the task ended finds nothing left of it. Should a crash come between
     // the two, the objects of the checkpoints are still there for the next worker.
-    remove_worktrees(shop, task, task.fence).await;
-    if let Ok(repo) = Repo::open(task.repo.as_ref()).await
-        && let Err(error) = repo.delete_refs(&checkpoints(task.id)).await
-    {
-        tracing::warn!(task = %task.id, %error, "checkpoint refs could not be removed");
-    }
+    clear_up(shop, task).await;
     let (lease, worked) = (hold.lease, hold.worked());
     let (branch, result) = (branch.as_deref(), result.as_deref());
     let write =

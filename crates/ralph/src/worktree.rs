@@ -128,37 +128,46 @@ impl Worktrees {
         let mut found = Vec::new();
         let mut entries = fs::read_dir(&self.root).await?;
         while let Some(entry) = entries.next_entry().await? {
-            let name = entry.file_name();
-            let Some((task, fence)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
-            if let (Ok(task), Ok(fence)) = (task.parse(), fence.parse()) {
-                found.push(Leftover { path: entry.path(), task, fence });
-            }
+            found.extend(Leftover::at(entry.path()));
         }
         Ok(found)
     }
 
-    /// Removes a worktree, half made or damaged as it may be, and what the repository knows of it.
+    /// Removes the worktrees of a task's take-overs up to `fence`, half made or damaged as they may be, and what the
+    /// repository knows of them.
     ///
     /// `git worktree prune` would do the second part, but for a person's worktrees on an unplugged disk as well.
-    pub(crate) async fn remove(&self, git_dir: Option<&Path>, path: &Path) -> Result<(), GitError> {
-        let target = path.to_owned();
-        blocking(path, move || remove_tree(&target)).await?;
+    pub(crate) async fn remove(&self, git_dir: Option<&Path>, task: Uuid, fence: i64) -> Result<(), GitError> {
+        let meant = move |found: &Leftover| found.task == task && found.fence <= fence;
+        for leftover in self.leftovers().await.map_err(disk(&self.root))?.into_iter().filter(meant) {
+            let path = leftover.path.clone();
+            blocking(&leftover.path, move || remove_tree(&path)).await?;
+        }
         let Some(git_dir) = git_dir else { return Ok(()) };
-        let (admins, link) = (git_dir.join("worktrees"), path.join(".git"));
+        let (admins, root) = (git_dir.join("worktrees"), self.root.clone());
         blocking(git_dir, move || {
             let Ok(entries) = std::fs::read_dir(&admins) else { return Ok(()) };
             for entry in entries.flatten() {
-                let ours =
-                    std::fs::read_to_string(entry.path().join("gitdir")).is_ok_and(|at| Path::new(at.trim()) == link);
-                // A `git worktree add` that was killed early has not written that file yet.
-                let unfinished = entry.file_name() == *link.parent().and_then(Path::file_name).unwrap_or_default();
-                if ours || unfinished {
+                // A `git worktree add` that was cut short may not have written where it is; its name says it too.
+                let at = std::fs::read_to_string(entry.path().join("gitdir"));
+                let at = at.ok().and_then(|at| Some(Path::new(at.trim()).parent()?.to_owned()));
+                let place = at.unwrap_or_else(|| root.join(entry.file_name()));
+                if place.starts_with(&root) && Leftover::at(place).as_ref().is_some_and(meant) {
                     remove_tree(&entry.path())?;
                 }
             }
             Ok(())
         })
         .await
+    }
+}
+
+impl Leftover {
+    /// What is at a path, by its name; `None` when it is none of ours.
+    fn at(path: PathBuf) -> Option<Self> {
+        let (task, fence) = path.file_name()?.to_str()?.split_once('.')?;
+        let (task, fence) = (task.parse().ok()?, fence.parse().ok()?);
+        Some(Self { path, task, fence })
     }
 }
 
@@ -401,8 +410,11 @@ mod tests {
         fs::create_dir(tree.path.join("locked")).await.unwrap();
         fs::write(tree.path.join("locked/x"), "").await.unwrap();
         fs::set_permissions(tree.path.join("locked"), std::fs::Permissions::from_mode(0o000)).await.unwrap();
-        place.worktrees.remove(Some(&place.repo.git_dir), &tree.path).await.unwrap();
-        assert!(!tree.path.exists() && !tree.admin.exists());
+        // What a `git worktree add` that was cut short leaves.
+        let unfinished = place.repo.git_dir.join(format!("worktrees/{task}.0"));
+        fs::create_dir(&unfinished).await.unwrap();
+        place.worktrees.remove(Some(&place.repo.git_dir), task, 1).await.unwrap();
+        assert!(!tree.path.exists() && !tree.admin.exists() && !unfinished.exists());
         assert!(other.path.exists() && other.admin.exists());
         assert_eq!(place.worktrees.leftovers().await.unwrap(), [Leftover { path: other.path.clone(), task, fence: 2 }]);
     }

@@ -94,36 +94,54 @@ async fn what_a_check_writes_is_in_no_commit() {
     place.assert_clean();
 }
 
-#[tokio::test]
-async fn a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours() {
-    let place = Place::new().await;
+/// Runs `probe` in a confined check of this place; its output, or `None` where the kernel cannot confine.
+async fn confined(place: &Place, probe: &str) -> Option<String> {
     let agent = Scripted::writing("answer.txt", "42\n");
     let mut config = place.config.clone();
     config.agents.sandbox.mode = lares_config::SandboxMode::Require;
-    let outside = place.dir.path().join("outside");
-    std::fs::write(&outside, "theirs\n").unwrap();
     let ralph = place.start_with(config, &agent).await;
-    let secret = place.config.state_dir.join("secret");
-    std::fs::write(&secret, "key\n").unwrap();
     let mut request = place.request();
-    request.check = format!(
-        "git log -1 --format=%s || exit 11; touch here || exit 12; cat {secret} && exit 13; echo x > {outside}; \
-         echo x >> {git}/HEAD && exit 15; grep -qx 42 answer.txt",
-        secret = secret.display(),
-        outside = outside.display(),
-        git = place.repo.join(".git").display(),
-    );
+    request.check = format!("{probe}; grep -qx 42 answer.txt");
     request.max_iterations = Some(1);
     let task = ralph.submit(&request).await;
     let detail = ralph.ended(task.id).await;
+    ralph.stop().await;
     let reason = detail.task.reason.clone().unwrap_or_default();
     if reason.contains("Landlock") {
-        eprintln!("SKIP a_confined_check_reaches_its_worktree_and_git_and_nothing_of_ours: {reason}");
-        return;
+        eprintln!("SKIP a confined check: {reason}");
+        return None;
     }
-    eprintln!("HEAD NOW {:?}", std::fs::read_to_string(place.repo.join(".git/HEAD")));
     assert_eq!(detail.task.state, TaskState::Succeeded, "{detail:#?}");
-    assert_eq!(std::fs::read_to_string(&outside).unwrap(), "theirs\n");
-    ralph.stop().await;
     place.assert_clean();
+    Some(detail.iterations[0].check_output.clone())
+}
+
+#[tokio::test]
+async fn a_confined_check_reaches_its_worktree_and_reads_git_and_nothing_of_ours() {
+    let place = Place::below(env!("CARGO_TARGET_TMPDIR")).await;
+    std::fs::create_dir_all(&place.config.state_dir).unwrap();
+    let (secret, outside) = (place.config.state_dir.join("secret"), place.dir.path().join("outside"));
+    std::fs::write(&secret, "the key\n").unwrap();
+    let head = place.repo.join(".git/HEAD");
+    let probe = format!(
+        "git log -1 --format=%an; touch here && echo wrote; cat {}; echo x > {}; echo x >> {}",
+        secret.display(),
+        outside.display(),
+        head.display()
+    );
+    let Some(output) = confined(&place, &probe).await else { return };
+    assert!(output.starts_with("Lares\nwrote\n") && !output.contains("the key"), "{output}");
+    assert!(!outside.exists());
+    assert_eq!(std::fs::read_to_string(head).unwrap(), "ref: refs/heads/main\n");
+}
+
+#[tokio::test]
+async fn a_repository_in_a_temporary_directory_is_not_written_by_a_check_either() {
+    let place = Place::below("/tmp").await;
+    let head = place.repo.join(".git/HEAD");
+    let Some(_) = confined(&place, &format!("mkdir -p {0}/.git; echo x >> {0}/.git/HEAD", place.repo.display())).await
+    else {
+        return;
+    };
+    assert_eq!(std::fs::read_to_string(head).unwrap(), "ref: refs/heads/main\n");
 }

@@ -36,19 +36,20 @@ static TESTS: LazyLock<[Regex; 6]> = LazyLock::new(|| {
     ]
 });
 
-/// Names that are missing or wrong.
-static SYMBOLS: LazyLock<[Regex; 8]> = LazyLock::new(|| {
+/// Names that are not there.
+static MISSING: LazyLock<[Regex; 6]> = LazyLock::new(|| {
     [
         pattern(r"has no attribute '(\w+)'"),
-        pattern(r"name '(\w+)' is not defined"),
         pattern(r"cannot import name '(\w+)'"),
         pattern(r"(?m)\b(\w+) is not (?:a function|defined)"),
         pattern(r"cannot find (?:function|value|type|macro|struct)[^`\n]*`(\w+)`"),
         pattern(r"no (?:method|function or associated item|field)[^`\n]*named `(\w+)`"),
         pattern(r"undefined: (?:\w+\.)?(\w+)"),
-        pattern(r", in (\w+)"),
     ]
 });
+
+/// Functions that frames of a traceback name.
+static FUNCTIONS: LazyLock<[Regex; 1]> = LazyLock::new(|| [pattern(r", in (\w+)")]);
 
 static MODULES: LazyLock<[Regex; 3]> = LazyLock::new(|| {
     [
@@ -74,7 +75,10 @@ pub(super) struct Failure {
     /// Files it names, with the line where there is one; later ones are closer to the fault.
     pub(super) places: Vec<(String, Option<usize>)>,
     pub(super) tests: Vec<String>,
-    pub(super) symbols: Vec<String>,
+    /// Names that are not there, as far as the runner says so.
+    pub(super) missing_names: Vec<String>,
+    /// Functions in its tracebacks.
+    pub(super) functions: Vec<String>,
     pub(super) missing_modules: Vec<String>,
 }
 
@@ -94,7 +98,8 @@ impl Failure {
         };
         Self {
             tests: captures(&*TESTS),
-            symbols: captures(&*SYMBOLS),
+            missing_names: captures(&*MISSING),
+            functions: captures(&*FUNCTIONS),
             missing_modules: captures(&*MODULES),
             places,
             text,
@@ -205,7 +210,7 @@ mod tests {
         assert!(!failure.text.contains("case.py") && !failure.text.contains("yield"), "{}", failure.text);
         assert!(failure.text.contains("File \"stats.py\", line 3") && failure.text.contains("3.0 != 1.5"));
         assert_eq!(failure.tests, ["test_mean"]);
-        assert!(failure.symbols.contains(&"mean".to_owned()));
+        assert!(failure.functions.contains(&"mean".to_owned()));
         let lines: Vec<_> = failure.places.iter().filter_map(|(path, line)| Some((path.as_str(), (*line)?))).collect();
         assert_eq!(lines, [("test_stats.py", 7), ("stats.py", 3)]);
     }
@@ -234,7 +239,7 @@ mod tests {
         );
         assert_eq!(failure.missing_modules, ["shapes", "geo"]);
         for symbol in ["area", "sum_all", "Parse"] {
-            assert!(failure.symbols.contains(&symbol.to_owned()), "{symbol}: {:?}", failure.symbols);
+            assert!(failure.missing_names.contains(&symbol.to_owned()), "{symbol}: {:?}", failure.missing_names);
         }
     }
 

@@ -94,6 +94,44 @@ pub(super) fn blocks(text: &str, names: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// The definitions that hold no other, whole.
+pub(super) fn innermost(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let all = definitions(&lines);
+    let holds = |outer: &Definition<'_>| all.iter().any(|d| d.header > outer.header && d.header < outer.end);
+    let inner = all.iter().filter(|definition| !holds(definition));
+    inner.map(|definition| lines[definition.first..definition.end].join("\n")).collect()
+}
+
+/// `text` without the tests a model copied into it: definitions that look like tests, and the code that runs them.
+/// `None` when there are none.
+pub(super) fn without_tests(text: &str) -> Option<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_test = |definition: &Definition<'_>| {
+        let header = lines[definition.header];
+        header.contains("TestCase") || definition.name.starts_with("test_") || definition.name.starts_with("Test")
+    };
+    let all = outermost(&definitions(&lines));
+    let tests: Vec<&Definition<'_>> = all.iter().filter(|definition| is_test(definition)).collect();
+    if tests.is_empty() {
+        return None;
+    }
+    let runs = |line: &str| {
+        line.starts_with("unittest.main(") || tests.iter().any(|test| line.starts_with(&format!("{}(", test.name)))
+    };
+    let main = lines.iter().position(|line| line.starts_with("if __name__"));
+    let of_main = |at: usize| {
+        main.is_some_and(|main| at == main || at > main && at < end(&lines, main, 0))
+            && lines.iter().any(|line| runs(line.trim_start()))
+    };
+    let kept = |at: usize| {
+        let inside = tests.iter().any(|test| (test.first..test.end).contains(&at));
+        !inside && !of_main(at) && !runs(lines[at]) && lines[at] != "import unittest"
+    };
+    let rest: Vec<&str> = (0..lines.len()).filter(|&at| kept(at)).map(|at| lines[at]).collect();
+    Some(rest.join("\n").trim_end().to_owned() + "\n")
+}
+
 /// Puts the definitions of `answer` into `original`, when `answer` is clearly only a part of it. `None` when it is a
 /// whole file, or cannot be placed.
 pub(super) fn splice(original: &str, answer: &str) -> Option<String> {
@@ -236,6 +274,17 @@ mod tests {
         let spliced = splice(rust, "pub fn a() -> i32 {\n    2\n}\n").unwrap();
         assert_eq!(spliced, rust.replace("    1\n", "    2\n"));
         assert_eq!(blocks(rust, &["b".to_owned()]), ["#[inline]\npub fn b(\n    x: i32,\n) -> i32 {\n    x\n}"]);
+    }
+
+    #[test]
+    fn tests_copied_behind_the_code_are_taken_off() {
+        let code = "def add(a, b):\n    return a + b\n";
+        let tests = "\n# Tests\nclass AddTest(unittest.TestCase):\n    def test_add(self):\n        self.assertEqual(add(1, 2), 3)\n\n\
+            if __name__ == \"__main__\":\n    unittest.main()\n";
+        assert_eq!(without_tests(&format!("import unittest\n{code}{tests}")), Some(format!("{code}\n# Tests\n")));
+        let calls = "\ndef test_add():\n    assert add(1, 2) == 3\n\ntest_add()\n";
+        assert_eq!(without_tests(&format!("{code}{calls}")), Some(code.to_owned()));
+        assert_eq!(without_tests(code), None);
     }
 
     #[test]

@@ -5,16 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use super::failure;
-use super::fragment;
 use super::listing::Source;
 use super::resolve::Offer;
 use super::select::{Candidate, Selection};
+use super::wording;
 use crate::backend::{BackendError, Run};
-
-/// The role of the model.
-pub(super) const SYSTEM: &str =
-    "You are an expert programmer. You fix code so that its tests pass. You answer with code only.";
 
 /// Bytes a token of code has at least, on average: Qwen's and Llama's tokenizers give 3.2 to 4.
 const BYTES_PER_TOKEN: usize = 3;
@@ -31,9 +26,10 @@ const TEST_PART: usize = 3;
 const MAX_OFFERED: usize = 3;
 /// Lines shown around a line that is meant.
 const AROUND: usize = 20;
-/// Longest diff of earlier tries that is shown, in bytes, and notes.
-const MAX_DIFF: usize = 1500;
-const MAX_NOTES: usize = 1000;
+/// Bytes the instruction and the headings of the files have at most.
+const INSTRUCTION: usize = 900;
+/// A file beside the best is offered when it has this part of its points.
+const ALSO_MEANT: u32 = 3;
 
 /// What there is room for.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +51,8 @@ pub(super) struct Prompt {
     pub(super) offer: Offer,
     /// Tokens.
     pub(super) max_answer: u32,
-    whole: bool,
+    /// Whether whole files are asked for.
+    pub(super) whole: bool,
 }
 
 /// How a file is shown.
@@ -66,8 +63,8 @@ enum View<'a> {
 
 impl Prompt {
     pub(super) fn build(run: &Run, selection: &Selection, budget: &Budget) -> Result<Self, BackendError> {
-        let head = head(run);
-        let fixed = SYSTEM.len() + head.len() + instruction_room();
+        let task = wording::task(run);
+        let fixed = wording::SYSTEM.len() + task.len() + INSTRUCTION;
         let window = (budget.window as usize).saturating_sub(TEMPLATE_TOKENS);
         // The window is shared: every byte of a file is there once to read and, when it is asked for whole, once more to write.
         let room = |answer: usize| {
@@ -90,7 +87,7 @@ impl Prompt {
         };
         let shown: usize = views.iter().map(|view| view.text().len()).sum();
         let left = room(answer).saturating_sub(shown);
-        let text = assemble(run, selection, &head, &views, left, whole);
+        let text = assemble(run, selection, &task, &views, left, whole);
         let offer = Offer {
             edit: views.iter().map(|view| view.source().clone()).collect(),
             new: selection.missing.clone(),
@@ -99,21 +96,9 @@ impl Prompt {
             tests: selection.read.iter().map(|candidate| candidate.source.clone()).collect(),
         };
         // What the prompt does not use of the window is the answer's.
-        let used = (text.len() + SYSTEM.len()) / BYTES_PER_TOKEN;
+        let used = (text.len() + wording::SYSTEM.len()) / BYTES_PER_TOKEN;
         let answer = answer.max(window.saturating_sub(used).min(max_answer));
         Ok(Self { text, offer, max_answer: u32::try_from(answer).unwrap_or(u32::MAX), whole })
-    }
-
-    /// What is added for the second try.
-    pub(super) fn reminder(&self, unusable: &str) -> String {
-        let form = if self.whole {
-            "Answer with the path on one line and then the whole corrected file in one code block."
-        } else {
-            "Answer with search/replace blocks only, the search part copied exactly from the file."
-        };
-        format!(
-            "\n\nYour last answer could not be used: {unusable}. {form} Do not explain. The tests still fail, so the code has to change.\n"
-        )
     }
 }
 
@@ -130,12 +115,6 @@ impl View<'_> {
             Self::Parts(_, parts) => parts,
         }
     }
-}
-
-fn instruction_room() -> usize {
-    /// The instruction with a path in it, and the headings.
-    const BYTES: usize = 700;
-    BYTES
 }
 
 fn tokens(bytes: usize) -> usize {
@@ -156,7 +135,7 @@ fn whole_files<'a>(
         let answer = tokens(size) + ANSWER_SLACK;
         // Files beside the first are shown only where half of the room stays for the output and the test.
         let most = if views.is_empty() { room(answer) } else { room(answer) / 2 };
-        if answer <= max_answer && size <= most && (views.is_empty() || 2 * candidate.score >= best) {
+        if answer <= max_answer && size <= most && (views.is_empty() || ALSO_MEANT * candidate.score >= best) {
             bytes = size;
             views.push(View::Whole(&candidate.source));
         } else if views.is_empty() {
@@ -231,131 +210,33 @@ fn parts(candidate: &Candidate, names: &BTreeSet<String>, most: usize) -> Option
     Some(shown)
 }
 
-fn head(run: &Run) -> String {
-    let notes = failure::trim(run.notes.trim(), MAX_NOTES);
-    let notes = if notes.is_empty() { String::new() } else { format!("\n\nNotes from earlier tries:\n{notes}") };
-    format!("{}{notes}\n", run.prompt.trim())
-}
-
-fn language(path: &str) -> &str {
-    match path.rsplit_once('.').map_or("", |(_, ending)| ending) {
-        "py" => "python",
-        "rs" => "rust",
-        "js" | "mjs" | "cjs" => "javascript",
-        "ts" => "typescript",
-        "rb" => "ruby",
-        "sh" => "bash",
-        "kt" => "kotlin",
-        "cs" => "csharp",
-        ending => ending,
-    }
-}
-
-/// A fence longer than any in the text.
-fn fenced(path: &str, text: &str) -> String {
-    let longest =
-        text.lines().map(|line| line.trim_start().chars().take_while(|&c| c == '`').count()).max().unwrap_or(0);
-    let fence = "`".repeat(3.max(longest + 1));
-    let end = if text.ends_with('\n') { "" } else { "\n" };
-    format!("{fence}{}\n{text}{end}{fence}\n", language(path))
-}
-
-fn assemble(run: &Run, selection: &Selection, head: &str, views: &[View<'_>], left: usize, whole: bool) -> String {
-    let mut text = head.to_owned();
+fn assemble(run: &Run, selection: &Selection, task: &str, views: &[View<'_>], left: usize, whole: bool) -> String {
+    let files: String = views
+        .iter()
+        .map(|view| {
+            let heading = match view {
+                View::Whole(_) => format!("The file {}", view.source().path),
+                View::Parts(..) => format!("Parts of the file {}", view.source().path),
+            };
+            format!("{heading}:\n{}\n", wording::fenced(&view.source().path, view.text()))
+        })
+        .collect();
+    let mut sections = vec![files];
     let mut left = left;
-    let add = |text: &mut String, section: String, left: &mut usize| {
-        if section.len() <= *left {
-            *left -= section.len();
-            text.push_str(&section);
-        }
-    };
-    let output = selection.failure.as_ref().map(|failure| failure::trim(&failure.text, left / OUTPUT_PART + 400));
-    let shown_test = test_excerpt(selection, left / TEST_PART + 200);
-    if let Some((path, excerpt)) = shown_test {
-        add(
-            &mut text,
-            format!("\nThe test, {path}. It is right and stays as it is:\n{}", fenced(&path, &excerpt)),
-            &mut left,
-        );
-    }
-    let timed_out = run.last_check.as_ref().is_some_and(|check| check.timed_out);
-    if timed_out {
-        add(&mut text, format!("\n`{}` did not end in time: there may be an endless loop.\n", run.check), &mut left);
-    }
-    if let Some(output) = output.filter(|output| !output.trim().is_empty()) {
-        add(&mut text, format!("\n`{}` fails:\n{}", run.check, fenced("", &output)), &mut left);
-    }
-    if !run.diff.trim().is_empty() && !run.fresh {
-        let diff = run.diff.trim();
-        let section = format!("\nThis was tried and is not enough:\n{}", fenced("x.diff", diff));
-        if diff.len() <= MAX_DIFF {
-            add(&mut text, section, &mut left);
+    for section in [
+        wording::test(selection, left / TEST_PART + 200),
+        wording::check(run, selection, left / OUTPUT_PART + 400),
+        wording::tried(run),
+    ] {
+        if let Some(section) = section.filter(|section| section.len() <= left) {
+            left -= section.len();
+            sections.push(section);
         }
     }
-    for view in views {
-        let path = &view.source().path;
-        let heading = match view {
-            View::Whole(_) => format!("The file {path} as it is"),
-            View::Parts(..) => format!("Parts of the file {path}"),
-        };
-        text.push_str(&format!("\n{heading}:\n{}", fenced(path, view.text())));
-    }
-    text.push('\n');
-    text.push_str(&instruction(selection, views, whole));
-    text
-}
-
-/// The test that failed: whole, or its beginning and the failing functions.
-fn test_excerpt(selection: &Selection, most: usize) -> Option<(String, String)> {
-    let test = &selection.read.first()?.source;
-    if test.text.len() <= most {
-        return Some((test.path.clone(), test.text.clone()));
-    }
-    let failing = selection.failure.as_ref().map(|failure| failure.tests.as_slice()).unwrap_or_default();
-    let mut excerpt = String::new();
-    for block in fragment::blocks(&test.text, failing) {
-        if excerpt.len() + block.len() + 2 > most {
-            continue;
-        }
-        excerpt.push_str(&block);
-        excerpt.push_str("\n\n");
-    }
-    (!excerpt.is_empty()).then(|| (format!("{} (in parts)", test.path), excerpt.trim_end().to_owned() + "\n"))
-}
-
-fn instruction(selection: &Selection, views: &[View<'_>], whole: bool) -> String {
+    sections.push(task.to_owned());
     let paths: Vec<&str> = views.iter().map(|view| view.source().path.as_str()).collect();
-    let new = &selection.missing;
-    if !whole {
-        let example = paths.first().copied().unwrap_or("path/to/file");
-        return format!(
-            "Fix the code. Answer with one or more blocks of this form and nothing else. The SEARCH part is copied exactly \
-             from the file and is in it only once:\n\n{example}\n<<<<<<< SEARCH\nold lines\n=======\nnew lines\n>>>>>>> REPLACE\n"
-        );
-    }
-    let example = |path: &str| format!("{path}\n```{}\n...\n```\n", language(path));
-    match (&paths[..], &new[..]) {
-        ([], [new]) => format!(
-            "Write the file {new}. Answer in this form, with all of its code and nothing else:\n\n{}",
-            example(new)
-        ),
-        ([], []) => {
-            "Write what is missing. Answer with the path on one line and then the whole file in one code block.\n"
-                .to_owned()
-        }
-        ([only], []) => format!(
-            "Find the bug in {only} and fix it. Answer in this form, with the whole corrected file and nothing else:\n\n{}",
-            example(only)
-        ),
-        (paths, new) => {
-            let all: Vec<&str> = paths.iter().copied().chain(new.iter().map(String::as_str)).collect();
-            format!(
-                "Fix the bug, in {}. Answer with each file you change, whole, in this form and with nothing else:\n\n{}",
-                all.join(" or "),
-                example(all[0])
-            )
-        }
-    }
+    sections.push(wording::instruction(selection, &paths, whole));
+    sections.concat()
 }
 
 #[cfg(test)]
@@ -436,8 +317,8 @@ mod tests {
             );
             let budget = Budget { max_prompt, window, max_answer: 2048, whole };
             if let Ok(prompt) = Prompt::build(&run(&output), &selection, &budget) {
-                prop_assert!(prompt.text.len() + SYSTEM.len() <= max_prompt, "{} over {max_prompt}", prompt.text.len());
-                let tokens = (prompt.text.len() + SYSTEM.len()) / BYTES_PER_TOKEN + prompt.max_answer as usize;
+                prop_assert!(prompt.text.len() + wording::SYSTEM.len() <= max_prompt, "{} over {max_prompt}", prompt.text.len());
+                let tokens = (prompt.text.len() + wording::SYSTEM.len()) / BYTES_PER_TOKEN + prompt.max_answer as usize;
                 prop_assert!(tokens <= window as usize, "{tokens} over {window}");
             }
         }

@@ -182,6 +182,15 @@ fn believable(
     if content.lines().any(|line| ELISION.is_match(line) && !old.contains(line)) {
         return Err(Unusable::Elided(path));
     }
+    let content = match fragment::without_tests(&content) {
+        Some(rest) if source.path.ends_with(".py") && fragment::without_tests(&source.text).is_none() => {
+            if rest.trim().is_empty() {
+                return Err(Unusable::TestCopied(path));
+            }
+            rest
+        }
+        _ => content,
+    };
     let content = fragment::splice(begun, &content).unwrap_or(content);
     let (lines, left) = (source.text.lines().count(), content.lines().count());
     if lines >= LARGE && (left as f64) < LEAST_PART * lines as f64 {

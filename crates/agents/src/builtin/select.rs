@@ -18,6 +18,8 @@ const NAMED_IN_TASK: u32 = 100;
 const IN_TRACE: u32 = 60;
 /// A test that failed imports it.
 const IMPORTED_BY_TEST: u32 = 50;
+/// Such a file imports it.
+const IMPORTED_BY_THAT: u32 = 30;
 /// It is called like the test: `calc.py` for `test_calc.py`.
 const NAMED_LIKE_TEST: u32 = 40;
 /// It defines a name that the task or the output gives.
@@ -108,7 +110,7 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
 
     let mut names: BTreeSet<String> = quoted_names(&run.prompt);
     if let Some(failure) = &failure {
-        names.extend(failure.symbols.iter().chain(&failure.tests).cloned());
+        names.extend(failure.missing_names.iter().chain(&failure.functions).chain(&failure.tests).cloned());
     }
 
     let tests: Vec<&Source> = sources.iter().filter(|source| is_test(&source.path)).collect();
@@ -136,6 +138,8 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
     for test in read.iter().take(FEW) {
         names.extend(used_names(&test.source, failure.as_ref()));
     }
+    let direct = sources.iter().filter(|source| imports.iter().any(|import| imported(&source.path, import)));
+    let indirect: Vec<String> = direct.filter(|source| !is_test(&source.path)).flat_map(self::imports).collect();
     let code = sources.iter().filter(|source| is_code(&source.path)).count();
     let mut edit: Vec<Candidate> = sources
         .iter()
@@ -152,6 +156,7 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
             let score = named(&source.path, &in_task) * NAMED_IN_TASK
                 + u32::from(!traced.is_empty()) * IN_TRACE
                 + u32::from(imports.iter().any(|import| imported(&source.path, import))) * IMPORTED_BY_TEST
+                + u32::from(indirect.iter().any(|import| imported(&source.path, import))) * IMPORTED_BY_THAT
                 + u32::from(read.iter().any(|test| like_test(&source.path, &test.source.path))) * NAMED_LIKE_TEST
                 + defines.min(DEFINES_NAME_MOST)
                 + u32::from(run.diff.contains(&format!("+++ b/{}\n", source.path))) * CHANGED_BEFORE

@@ -54,7 +54,8 @@ impl Stack {
     pub fn up(state_dir: &Path, configuration: &str) -> Self {
         let config = state_dir.join("lares.toml");
         std::fs::write(&config, configuration).unwrap();
-        let mut stack = Self { state_dir: state_dir.to_owned(), config: config.clone(), process: launch(state_dir, &config) };
+        let mut stack =
+            Self { state_dir: state_dir.to_owned(), config: config.clone(), process: launch(state_dir, &config) };
         stack.wait_ready(Duration::from_secs(180));
         stack
     }
@@ -123,7 +124,8 @@ impl Stack {
     pub fn json(&self, arguments: &[&str]) -> Value {
         let output = self.command(arguments).arg("--json").output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", text(&output));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", text(&output)))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", text(&output)))
     }
 
     /// Address of a unit, as `host:port`.

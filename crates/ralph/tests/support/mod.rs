@@ -116,7 +116,15 @@ impl Place {
 
     /// The same over another database.
     pub async fn over(db: TestDatabase) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::make(db, tempfile::tempdir().unwrap()).await
+    }
+
+    /// The same below this directory.
+    pub async fn below(dir: &str) -> Self {
+        Self::make(Cluster::shared().await, tempfile::tempdir_in(dir).unwrap()).await
+    }
+
+    async fn make(db: TestDatabase, dir: tempfile::TempDir) -> Self {
         let repo = dir.path().join("repo");
         std::fs::create_dir_all(repo.join("tests")).unwrap();
         git(&repo, &["init", "-q", "-b", "main"]);
