@@ -85,6 +85,26 @@ async fn what_is_hidden_stays_so_below_a_readable_directory_and_above_the_worktr
 }
 
 #[tokio::test]
+async fn what_may_be_read_below_the_temporary_directory_is_not_written() {
+    let outside = tempfile::tempdir_in("/tmp").unwrap();
+    fs::create_dir(outside.path().join("cache")).unwrap();
+    fs::write(outside.path().join("HEAD"), "ref").unwrap();
+    let mut place = Place::new();
+    let cache = outside.path().join("cache");
+    place.policy = Policy::for_check(&place.sandbox, place.path()).read(outside.path());
+    place.policy.write.push(cache);
+    let to = outside.path().display();
+    let text = place
+        .run(&format!("echo evil > {to}/HEAD; rm {to}/HEAD; mkdir {to}/hooks; echo fine > {to}/cache/x; cat {to}/HEAD"))
+        .await
+        .text();
+    assert!(text.ends_with("ref"), "{text}");
+    assert_eq!(fs::read_to_string(outside.path().join("HEAD")).unwrap(), "ref");
+    assert!(!outside.path().join("hooks").exists());
+    assert_eq!(fs::read_to_string(outside.path().join("cache/x")).unwrap(), "fine\n");
+}
+
+#[tokio::test]
 async fn no_network_is_reached() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -171,7 +171,9 @@ async fn an_answer_becomes_a_change_and_a_report_of_it() {
     assert_eq!(body["model"], "coder-0.5b");
     assert_eq!((&body["temperature"], &body["seed"], &body["stream"]), (&json!(0.0), &json!(7), &json!(true)));
     let prompt = body["messages"][1]["content"].as_str().unwrap();
-    assert!(prompt.contains("8 != 15") && prompt.contains("def rectangle_area") && prompt.contains("class ShapesTest"));
+    assert!(
+        prompt.contains("8 != 15") && prompt.contains("def rectangle_area") && prompt.contains("def test_rectangle")
+    );
     assert!(prompt.len() < 4096 && !prompt.contains("lares_secret"));
 }
 

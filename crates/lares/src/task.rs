@@ -211,7 +211,10 @@ pub async fn watch(ralph: &Daemon, id: Uuid, follow: bool, watcher: &mut dyn Wat
                         if event.name == "end" {
                             return Ok(Some(serde_json::from_str(&event.data)?));
                         }
-                        take(event, &mut last_seen, watcher)?;
+                        if take(event, &mut last_seen, watcher)? && follow {
+                            let detail: TaskDetail = ralph.get(&format!("/tasks/{id}")).await?;
+                            return Ok(Some(detail.task));
+                        }
                     }
                 }
                 if !follow || ended.is_some() {
@@ -229,12 +232,14 @@ pub async fn watch(ralph: &Daemon, id: Uuid, follow: bool, watcher: &mut dyn Wat
     }
 }
 
-fn take(event: Event, last_seen: &mut Option<String>, watcher: &mut dyn Watcher) -> Result<()> {
+/// Hands a line on; `true` when from here on a person has to act, so that there is nothing to wait for.
+fn take(event: Event, last_seen: &mut Option<String>, watcher: &mut dyn Watcher) -> Result<bool> {
     let line: TaskEvent = serde_json::from_str(&event.data).context("a line of the task's log cannot be read")?;
     if event.id.is_some() {
         *last_seen = event.id;
     }
-    watcher.line(&line)
+    watcher.line(&line)?;
+    Ok(line.kind == "state" && line.data["state"] == TaskState::AwaitingApproval.as_str())
 }
 
 fn task_table(list: &TaskList) -> String {

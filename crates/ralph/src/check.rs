@@ -13,11 +13,6 @@ use crate::score::{self, Score};
 /// How long a task waits when the check could not be run for want of something that may come back.
 const LATER: Duration = Duration::from_secs(30);
 
-/// Directories in whose place a run has its own, which it may write. Landlock grants what is granted on a directory to
-/// all that is mounted below it, so a repository shown there could be written too, and a check that does without git is
-/// better than one that can plant a hook.
-const TEMPORARY: [&str; 2] = ["/tmp", "/var/tmp"];
-
 /// What a check said.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Verdict {
@@ -60,10 +55,7 @@ pub(crate) async fn run(
     git_dir: &Path,
 ) -> Result<Verdict, Halt> {
     let sandbox = &config.agents.sandbox;
-    let mut policy = Policy::for_check(sandbox, worktree).hide(&config.state_dir);
-    if !TEMPORARY.iter().any(|place| git_dir.starts_with(place)) {
-        policy = policy.read(git_dir);
-    }
+    let policy = Policy::for_check(sandbox, worktree).hide(&config.state_dir).read(git_dir);
     let command = exec::Command::shell(check, worktree);
     let limits = Limits::new(sandbox, config.ralph.check_timeout);
     let mut lost = 0;

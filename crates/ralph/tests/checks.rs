@@ -139,9 +139,8 @@ async fn a_confined_check_reaches_its_worktree_and_reads_git_and_nothing_of_ours
 async fn a_repository_in_a_temporary_directory_is_not_written_by_a_check_either() {
     let place = Place::below("/tmp").await;
     let head = place.repo.join(".git/HEAD");
-    let Some(_) = confined(&place, &format!("mkdir -p {0}/.git; echo x >> {0}/.git/HEAD", place.repo.display())).await
-    else {
-        return;
-    };
+    let probe = format!("git log -1 --format=%an; mkdir -p {0}/.git; echo x >> {0}/.git/HEAD", place.repo.display());
+    let Some(output) = confined(&place, &probe).await else { return };
+    assert!(output.starts_with("Lares\n"), "{output}");
     assert_eq!(std::fs::read_to_string(head).unwrap(), "ref: refs/heads/main\n");
 }

@@ -206,12 +206,10 @@ fn believable(
     {
         return Err(Unusable::TestCopied(path));
     }
-    let there: HashSet<&str> = definitions(&content).collect();
     let used = |name: &str| offer.tests.iter().any(|test| uses(&test.text, name));
-    if let Some(lost) =
-        definitions(&source.text).find(|name| !there.contains(name) && !content.contains(name) && used(name))
-    {
-        return Err(Unusable::Lost { path, name: lost.to_owned() });
+    if let Some(lost) = definitions(&source.text).find(|name| used(name) && !provides(&content, &path, name)) {
+        let name = lost.to_owned();
+        return Err(Unusable::Lost { path, name });
     }
     Ok(Change { path, text: content })
 }
@@ -222,6 +220,19 @@ fn same(old: &str, new: &str) -> bool {
         text.lines().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect()
     };
     lines(old) == lines(new)
+}
+
+/// Whether the file defines `name`, gives it a value, or takes it from another file.
+fn provides(text: &str, path: &str, name: &str) -> bool {
+    let own = path.rsplit('/').next().unwrap_or(path).split('.').next().unwrap_or(path);
+    definitions(text).any(|defined| defined == name)
+        || text.lines().any(|line| {
+            let line = line.trim_start();
+            let assigned = line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with([':', '=']));
+            let import =
+                ["from ", "import ", "use ", "pub use ", "export "].iter().any(|start| line.starts_with(start));
+            assigned || import && uses(line, name) && !uses(line, own)
+        })
 }
 
 /// Whether `name` is a word of `text`.
@@ -489,7 +500,9 @@ mod tests {
     #[test]
     fn the_test_in_the_place_of_the_code_is_refused() {
         let copied = resolved(&format!("calc.py\n```python\n{TEST}```"));
-        assert_eq!(copied, Err(Unusable::TestCopied("pkg/calc.py".into())));
+        assert_eq!(copied, Err(Unusable::Lost { path: "pkg/calc.py".into(), name: "add".into() }));
+        let only = resolved("calc.py\n```python\nclass AddTest(unittest.TestCase):\n    pass\n```");
+        assert_eq!(only, Err(Unusable::TestCopied("pkg/calc.py".into())));
         let lost = resolved(
             "calc.py\n```python\ndef sub(a, b):\n    return a - b\n\n\ndef more(a):\n    return a\n\nx = 1\n```",
         );

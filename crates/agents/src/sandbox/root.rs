@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{chdir, getgid, getuid, pivot_root};
 
 use super::{Reach, Spec, paths};
@@ -53,7 +54,9 @@ struct Root {
 /// What is done with a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// It is there as it is.
+    /// It is there as it is, to be written.
+    Writable,
+    /// It is there as it is, to be read.
     Shown,
     /// It is the run's private temporary directory.
     Temporary,
@@ -64,14 +67,14 @@ enum Place {
 impl Root {
     fn fill(&self, spec: &Spec) -> Result<(), String> {
         let own = ["home", "tmp"].map(|name| spec.scratch.join(name));
-        let named: Vec<PathBuf> = paths::readable(spec)
-            .into_iter()
-            .chain(spec.write.iter().cloned())
-            .chain(own)
-            .chain(["/etc".into()])
-            .collect();
-        let mut places: Vec<(PathBuf, Place)> =
-            named.iter().filter_map(|path| path.canonicalize().ok()).map(|path| (path, Place::Shown)).collect();
+        let writable: Vec<PathBuf> = spec.write.iter().cloned().chain(own).collect();
+        let readable: Vec<PathBuf> = paths::readable(spec).into_iter().chain(["/etc".into()]).collect();
+        let real = |paths: &[PathBuf], place: Place| -> Vec<(PathBuf, Place)> {
+            paths.iter().filter_map(|path| path.canonicalize().ok()).map(|path| (path, place)).collect()
+        };
+        let mut places = real(&writable, Place::Writable);
+        places.extend(real(&readable, Place::Shown));
+        let named: Vec<PathBuf> = readable.into_iter().chain(writable).collect();
         places.extend(paths::hidden(spec).into_iter().map(|path| (path, Place::Hidden)));
         places.extend(["/tmp", "/var/tmp"].map(|path| (PathBuf::from(path), Place::Temporary)));
         // Sorted, every path comes after the ones it lies below.
@@ -81,13 +84,17 @@ impl Root {
         for (path, place) in &places {
             let around = done.iter().rev().find(|(outer, _)| path.starts_with(outer)).map(|&(_, place)| place);
             match (place, around) {
-                (Place::Shown, Some(Place::Shown)) | (Place::Hidden, None | Some(Place::Temporary | Place::Hidden)) => {
-                    continue;
+                (Place::Shown, Some(Place::Shown | Place::Writable))
+                | (Place::Writable, Some(Place::Writable))
+                | (Place::Hidden, None | Some(Place::Temporary | Place::Hidden)) => continue,
+                (Place::Shown, Some(Place::Temporary)) => {
+                    self.bind(path, path)?;
+                    self.keep_unwritten(path)?;
                 }
-                (Place::Shown, _) => self.bind(path, path)?,
+                (Place::Shown | Place::Writable, _) => self.bind(path, path)?,
                 (Place::Temporary, _) => self.bind(&spec.scratch.join("tmp"), path)?,
-                (Place::Hidden, Some(Place::Shown)) if path.is_dir() => tmpfs(&self.inside(path), "size=4m,mode=755")?,
-                (Place::Hidden, Some(Place::Shown)) => self.bind(Path::new("/dev/null"), path)?,
+                (Place::Hidden, Some(_)) if path.is_dir() => tmpfs(&self.inside(path), "size=4m,mode=755")?,
+                (Place::Hidden, Some(_)) => self.bind(Path::new("/dev/null"), path)?,
             }
             done.push((path, *place));
         }
@@ -144,6 +151,27 @@ impl Root {
         }
         mount(Some(source), &target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
             .map_err(|error| format!("showing {}: {error}", path.display()))
+    }
+
+    /// Makes what is shown at `path` read-only. Landlock grants writing below the temporary directory, whatever is
+    /// mounted there, so below it the mount itself has to refuse.
+    fn keep_unwritten(&self, path: &Path) -> Result<(), String> {
+        let target = self.inside(path);
+        let failed = |error: nix::Error| format!("making {} read-only: {error}", path.display());
+        // Flags the mount has already may not be taken off in a user namespace, so they are named again.
+        let has = statvfs(&target).map_err(failed)?.flags();
+        let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        for (set, keep) in [
+            (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+            (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+            (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+            (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+            (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+            (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+        ] {
+            flags.set(keep, has.contains(set));
+        }
+        mount(None::<&str>, &target, None::<&str>, flags, None::<&str>).map_err(failed)
     }
 }
 
