@@ -2,7 +2,7 @@
 
 # Everything that is fetched or written outside the build tree: models, llama-server, the demo's state.
 STATE ?= $(if $(filter 0,$(shell id -u)),/var/lib/lares-demo,$(or $(XDG_STATE_HOME),$(HOME)/.local/state)/lares-demo)
-MODEL ?= qwen2.5-coder-1.5b-instruct
+MODEL ?= qwen2.5-coder-0.5b-instruct
 OPENAI ?= 3.54.0
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 

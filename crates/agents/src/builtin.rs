@@ -31,8 +31,8 @@ use prompt::{Budget, Prompt};
 const ASSUMED_WINDOW: u32 = 4096;
 /// How often the model is asked within an iteration: once more when the answer could not be used.
 const ATTEMPTS: u32 = 2;
-/// Least temperature of the second try: at 0 a model likes to say the same again.
-const SECOND_TEMPERATURE: f32 = 0.4;
+/// Least temperature when an answer to the same prompt led nowhere: at 0 a model says the same again.
+const AGAIN_TEMPERATURE: f32 = 0.7;
 
 /// How the built-in agent asks.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +53,8 @@ pub struct Settings {
     pub answer_timeout: Duration,
     /// Tokens of context of the model, when known.
     pub window: Option<u32>,
+    /// Parameters of the model in billions, when known and not in its name.
+    pub billions: Option<f64>,
 }
 
 impl Settings {
@@ -78,6 +80,10 @@ impl Settings {
             max_answer_tokens: builtin.max_answer_tokens,
             answer_timeout: builtin.answer_timeout,
             window: local.map(|(_, local)| local.context_size),
+            billions: local.and_then(|(_, local)| {
+                let path = local.path.as_ref().and_then(|path| path.file_name()?.to_str());
+                [local.source.as_deref(), path, local.url.as_deref()].into_iter().flatten().find_map(size::from_name)
+            }),
         })
     }
 }
@@ -104,7 +110,7 @@ impl Builtin {
 
     /// Tokens of context, and the parameters of the model in billions, as far as anybody knows.
     async fn model(&self, run: &Run) -> (u32, Option<f64>) {
-        let named = size::from_name(&self.settings.model);
+        let named = size::from_name(&self.settings.model).or(self.settings.billions);
         let known = run.window.or(self.settings.window);
         if let (Some(window), Some(_)) = (known, named) {
             return (window, named);
@@ -121,20 +127,27 @@ impl Builtin {
             EditFormat::Auto => billions.is_none_or(|billions| billions < size::SEARCH_REPLACE_FROM),
         };
         let selection = select::select(run).await?;
-        let budget =
-            Budget { max_prompt: self.settings.max_prompt, window, max_answer: self.settings.max_answer_tokens, whole };
-        let prompt = Prompt::build(run, &selection, &budget)?;
+        let budget = Budget {
+            max_prompt: self.settings.max_prompt,
+            window,
+            max_answer: self.settings.max_answer_tokens,
+            whole,
+            small: billions.is_none_or(|billions| billions < size::SEVERAL_FILES_FROM),
+        };
+        // Later iterations look at the next file in question, and never say the same again.
+        let mut turn = run.iteration.saturating_sub(1);
+        let mut again = run.iteration > 1 && run.diff.trim().is_empty();
         let mut reminder = String::new();
-        for attempt in 1..=ATTEMPTS {
-            let temperature = if attempt == 1 { run.temperature } else { run.temperature.max(SECOND_TEMPERATURE) };
+        for attempt in 0..ATTEMPTS {
+            let prompt = Prompt::build(run, &selection, &budget, turn)?;
             let text = format!("{}{reminder}", prompt.text);
             let started = Instant::now();
             let request = Request {
                 model: &self.settings.model,
                 system: wording::SYSTEM,
                 user: &text,
-                temperature,
-                seed: run.seed,
+                temperature: if again { run.temperature.max(AGAIN_TEMPERATURE) } else { run.temperature },
+                seed: run.seed.map(|seed| seed.wrapping_add(attempt)),
                 max_tokens: prompt.max_answer,
                 timeout: self.settings.answer_timeout,
             };
@@ -150,7 +163,7 @@ impl Builtin {
                 seconds: started.elapsed().as_secs_f64(),
                 verdict: match &verdict {
                     Ok(applied) => applied.summary.clone(),
-                    Err(unusable) => unusable.clone(),
+                    Err(rejected) => rejected.why.clone(),
                 },
             });
             match verdict {
@@ -160,10 +173,13 @@ impl Builtin {
                     outcome.empty = None;
                     return Ok(());
                 }
-                Err(unusable) => {
-                    reminder = wording::reminder(prompt.whole, &unusable);
-                    outcome.summary = format!("nothing changed: {unusable}");
-                    outcome.empty = Some(unusable);
+                Err(rejected) => {
+                    again = true;
+                    // A model that finds nothing to change in one file may find it in the next.
+                    turn += u32::from(rejected.unchanged);
+                    reminder = wording::reminder(prompt.whole, &rejected.why);
+                    outcome.summary = format!("nothing changed: {}", rejected.why);
+                    outcome.empty = Some(rejected.why);
                 }
             }
         }
@@ -171,22 +187,38 @@ impl Builtin {
     }
 }
 
+/// Why an answer changed nothing.
+struct Rejected {
+    why: String,
+    /// It gave the files as they are.
+    unchanged: bool,
+}
+
+impl Rejected {
+    fn new(why: &impl ToString) -> Self {
+        Self { why: why.to_string(), unchanged: false }
+    }
+}
+
 /// Reads an answer and applies it; inside, why it could not be used.
-async fn take(run: &Run, prompt: &Prompt, answer: &Answer) -> Result<Result<apply::Applied, String>, BackendError> {
+async fn take(run: &Run, prompt: &Prompt, answer: &Answer) -> Result<Result<apply::Applied, Rejected>, BackendError> {
     let edits = match parse::parse(&answer.text, answer.truncated()) {
         Ok(edits) => edits,
-        Err(why) => return Ok(Err(why.to_string())),
+        Err(why) => return Ok(Err(Rejected::new(&why))),
     };
     let changes = match resolve::resolve(edits, &prompt.offer) {
         Ok(changes) => changes,
-        Err(why) => return Ok(Err(why.to_string())),
+        Err(why) => {
+            let unchanged = matches!(why, resolve::Unusable::Unchanged(_));
+            return Ok(Err(Rejected { unchanged, ..Rejected::new(&why) }));
+        }
     };
     let (worktree, protected) = (run.worktree.clone(), run.protected.clone());
     let applied = tokio::task::spawn_blocking(move || apply::apply(&worktree, changes, &protected)).await;
     match applied {
         Ok(Ok(applied)) => Ok(Ok(applied)),
         Ok(Err(apply::ApplyError::Io { path, source })) => Err(BackendError::Worktree { path, source }),
-        Ok(Err(refused)) => Ok(Err(refused.to_string())),
+        Ok(Err(refused)) => Ok(Err(Rejected::new(&refused))),
         Err(panic) => Err(BackendError::Setup(format!("applying the answer failed: {panic}"))),
     }
 }

@@ -112,6 +112,7 @@ fn settings(url: &str) -> Settings {
         max_answer_tokens: 2048,
         answer_timeout: Duration::from_secs(30),
         window: Some(8192),
+        billions: None,
     }
 }
 

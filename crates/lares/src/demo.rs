@@ -22,8 +22,8 @@ use crate::{configuration, serve, stack, status, task};
 /// The repository with the failing tests.
 const FILES: [(&str, &str); 3] = [
     ("README.md", include_str!("../demo/README.md")),
-    ("stock.py", include_str!("../demo/stock.py")),
-    ("test_stock.py", include_str!("../demo/test_stock.py")),
+    ("scores.py", include_str!("../demo/scores.py")),
+    ("test_scores.py", include_str!("../demo/test_scores.py")),
 ];
 const PROMPT: &str = "make the tests pass";
 const CHECK: &str = "python3 -m unittest";
@@ -174,7 +174,7 @@ impl Demonstration<'_> {
     /// A fresh clone of the example, whose origin is made from what this binary carries.
     async fn clone_example(&self) -> Result<PathBuf> {
         let origin = self.state_dir.join("demo/origin");
-        let repo = self.state_dir.join("demo/stock");
+        let repo = self.state_dir.join("demo/scores");
         for directory in [&origin, &repo] {
             match tokio::fs::remove_dir_all(directory).await {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -192,7 +192,7 @@ impl Demonstration<'_> {
         let author = ["-c", "user.name=Example", "-c", "user.email=example@example.org", "-c", "commit.gpgsign=false"];
         git(
             &origin,
-            &[&author[..], &["commit", "--quiet", "--message", "A stock book with two failing tests"]].concat(),
+            &[&author[..], &["commit", "--quiet", "--message", "Scores of a game, with a failing test"]].concat(),
         )
         .await?;
         let (from, to) = (origin.to_string_lossy().into_owned(), repo.to_string_lossy().into_owned());

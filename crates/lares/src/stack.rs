@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 use crate::{configuration, key, output};
 
 /// The model of a stack for which none is configured.
-pub const DEFAULT_MODEL: &str = "qwen2.5-coder-1.5b-instruct";
+pub const DEFAULT_MODEL: &str = "qwen2.5-coder-0.5b-instruct";
 /// First port tried for a local model.
 const FIRST_MODEL_PORT: u16 = 8080;
 /// How OpenMP's threads wait; a person's own setting wins.

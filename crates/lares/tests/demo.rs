@@ -29,7 +29,7 @@ fn the_demo_ends_in_a_commit_whose_tests_pass_and_leaves_no_process() {
     let said = text(&output);
     assert!(output.status.success(), "{said}");
 
-    let repo = state.path().join("demo/stock");
+    let repo = state.path().join("demo/scores");
     let branch = git(&repo, &["for-each-ref", "--format=%(refname:short)", "refs/heads/lares"]);
     assert!(!branch.is_empty(), "no branch of lares in the repository:\n{said}");
     // The commit is good by our own eyes, not by what the demo says of it.
@@ -37,7 +37,7 @@ fn the_demo_ends_in_a_commit_whose_tests_pass_and_leaves_no_process() {
     let check = std::process::Command::new("python3").args(["-m", "unittest"]).current_dir(&repo).output().unwrap();
     assert!(check.status.success(), "{}", text(&check));
     assert_eq!(git(&repo, &["rev-list", "--count", "main..HEAD"]), "1", "one clean commit");
-    assert_eq!(git(&repo, &["diff", "--stat", "main", "--", "test_stock.py"]), "", "the tests are as they were");
+    assert_eq!(git(&repo, &["diff", "--stat", "main", "--", "test_scores.py"]), "", "the tests are as they were");
 
     for expected in ["iteration", "back and ready in", "killed by SIGKILL", "no process left"] {
         assert!(said.contains(expected), "{expected:?} is not in:\n{said}");

@@ -84,6 +84,25 @@ fn end(lines: &[&str], header: usize, indent: usize) -> usize {
     last + 1
 }
 
+/// Names a line at the outermost level binds: a constant, or what it imports.
+fn bindings(line: &str) -> Vec<&str> {
+    if let Some((_, names)) = line.strip_prefix("from ").and_then(|rest| rest.split_once(" import ")) {
+        return names.split(',').filter_map(|name| name.split_whitespace().last()).collect();
+    }
+    if let Some(names) = line.strip_prefix("import ") {
+        let name = |name: &'_ str| -> usize { name.find('.').unwrap_or(name.len()) };
+        return names.split(',').filter_map(|part| part.split_whitespace().last()).map(|n| &n[..name(n)]).collect();
+    }
+    let end = line.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(line.len());
+    let rest = line[end..].trim_start();
+    let assigned = rest.starts_with('=') && !rest.starts_with("==") && end > 0;
+    if assigned { vec![&line[..end]] } else { Vec::new() }
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|other| other == word)
+}
+
 /// The definitions with one of these names, whole.
 pub(super) fn blocks(text: &str, names: &[String]) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
@@ -138,7 +157,11 @@ pub(super) fn splice(original: &str, answer: &str) -> Option<String> {
     let (old, new): (Vec<&str>, Vec<&str>) = (original.lines().collect(), answer.lines().collect());
     let (there, said) = (definitions(&old), definitions(&new));
     let lacks = there.iter().any(|definition| !said.iter().any(|other| other.name == definition.name));
-    if !lacks || new.len() as f64 >= FRAGMENT_BELOW * old.len() as f64 {
+    let short = (new.len() as f64) < FRAGMENT_BELOW * old.len() as f64;
+    let bound: Vec<&str> = new.iter().flat_map(|line| bindings(line)).collect();
+    let loses = |name: &str| !bound.contains(&name) && has_word(answer, name);
+    let unbound = old.iter().flat_map(|line| bindings(line)).any(loses);
+    if !(lacks && short || unbound) {
         return None;
     }
     let outermost: Vec<Definition<'_>> = outermost(&said);
@@ -176,6 +199,29 @@ pub(super) fn splice(original: &str, answer: &str) -> Option<String> {
     let after = result.iter().rposition(|line| IMPORT.is_match(line)).map_or(0, |at| at + 1);
     result.splice(after..after, imports.into_iter().map(str::to_owned));
     Some(result.join("\n") + "\n")
+}
+
+/// `original` with the definitions of `answer` behind it, when all of them are new functions.
+pub(super) fn append(original: &str, answer: &str) -> Option<String> {
+    let (old, new): (Vec<&str>, Vec<&str>) = (original.lines().collect(), answer.lines().collect());
+    let there = definitions(&old);
+    let added = outermost(&definitions(&new));
+    let is_function = |definition: &Definition<'_>| {
+        let header = new[definition.header];
+        definition.indentation == 0 && !["(self", "(cls", "(&self", "(&mut self"].iter().any(|own| header.contains(own))
+    };
+    let all_new = added.iter().all(|one| is_function(one) && there.iter().all(|other| other.name != one.name));
+    (!added.is_empty() && all_new).then(|| {
+        let imports: Vec<&str> =
+            new.iter().copied().filter(|line| IMPORT.is_match(line) && !old.contains(line)).collect();
+        let after = old.iter().rposition(|line| IMPORT.is_match(line)).map_or(0, |at| at + 1);
+        let mut lines: Vec<&str> = [&old[..after], &imports, &old[after..]].concat();
+        for definition in added {
+            lines.extend(["", ""]);
+            lines.extend(&new[definition.first..definition.end]);
+        }
+        lines.join("\n") + "\n"
+    })
 }
 
 /// Those that lie in no other.
@@ -268,12 +314,34 @@ mod tests {
     }
 
     #[test]
+    fn constants_and_imports_an_answer_still_uses_stay() {
+        let old = "import math\n\nRATE = 0.2\n\n\ndef tax(x):\n    return x * RATE\n";
+        let new = "def tax(x):\n    return math.ceil(x * (1 + RATE))\n";
+        assert_eq!(splice(old, new), Some(old.replace("x * RATE", "math.ceil(x * (1 + RATE))")));
+        assert_eq!(splice(old, "def tax(x):\n    return x / 5\n"), None);
+        assert_eq!(splice(old, "RATE = 0.3\n\ndef tax(x):\n    return x * RATE\n"), None);
+        assert_eq!(bindings("from a.b import c as d, e"), ["d", "e"]);
+        assert_eq!(bindings("import os.path, re as r"), ["os", "r"]);
+        assert!(bindings("x == 1").is_empty() && bindings("    y = 1").is_empty());
+    }
+
+    #[test]
     fn braces_end_a_block_too() {
         let rust =
             "pub fn a() -> i32 {\n    1\n}\n\n#[inline]\npub fn b(\n    x: i32,\n) -> i32 {\n    x\n}\n\nfn c() {}\n";
         let spliced = splice(rust, "pub fn a() -> i32 {\n    2\n}\n").unwrap();
         assert_eq!(spliced, rust.replace("    1\n", "    2\n"));
         assert_eq!(blocks(rust, &["b".to_owned()]), ["#[inline]\npub fn b(\n    x: i32,\n) -> i32 {\n    x\n}"]);
+    }
+
+    #[test]
+    fn new_functions_are_put_behind_the_old_ones() {
+        let appended =
+            append("import os\n\ndef a():\n    return 1\n", "import re\n\ndef b():\n    return re\n").unwrap();
+        assert_eq!(appended, "import os\nimport re\n\ndef a():\n    return 1\n\n\ndef b():\n    return re\n");
+        assert_eq!(append(PYTHON, "def total(self):\n    return 1\n"), None);
+        assert_eq!(append(PYTHON, "def more(self):\n    return 1\n"), None);
+        assert_eq!(append(PYTHON, "x = 1\n"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reading an answer: which files it gives whole, and which it changes by search/replace blocks or a diff.
 //!
 //! Models write the path before the fence, in its info string, in a first comment line, or nowhere; all of these are
-//! understood. An answer that was cut off is refused rather than half used.
+//! understood. A file that was cut off is refused rather than half used.
 
 use std::sync::LazyLock;
 
@@ -78,7 +78,8 @@ pub(super) fn parse(answer: &str, truncated: bool) -> Result<Vec<Edit>, Unusable
         };
         let (end, closed) = fence.close(&lines, at + 1);
         if !closed && truncated {
-            return Err(Unusable::Truncated);
+            // Whole files before the cut are whole all the same.
+            return if edits.is_empty() { Err(Unusable::Truncated) } else { Ok(edits) };
         }
         let body = &lines[at + 1..end];
         let blank = |from: usize| lines[from + 1..at].iter().filter(|line| !line.trim().is_empty()).count();
@@ -397,6 +398,8 @@ mod tests {
         assert_eq!(parse("calc.py\n```python\ndef f():\n    ret", true), Err(Unusable::Truncated));
         assert_eq!(parse("calc.py\n<<<<<<< SEARCH\na\n=======\nb", true), Err(Unusable::Truncated));
         assert_eq!(parse("def f():\n    ret", true), Err(Unusable::Truncated));
+        let two = parse("a.py\n```python\nx = 1\n```\ntest_a.py\n```python\ndef te", true).unwrap();
+        assert!(matches!(&two[..], [Edit::Whole { path: Some(path), .. }] if path == "a.py"));
         // What came before the cut was whole.
         assert!(parse("calc.py\n```python\nx = 1\n```\nThis is bec", true).is_ok());
     }

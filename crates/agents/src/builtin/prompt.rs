@@ -8,15 +8,19 @@ use std::collections::BTreeSet;
 use super::listing::Source;
 use super::resolve::Offer;
 use super::select::{Candidate, Selection};
-use super::wording;
+use super::wording::{self, Wording};
 use crate::backend::{BackendError, Run};
 
 /// Bytes a token of code has at least, on average: Qwen's and Llama's tokenizers give 3.2 to 4.
 const BYTES_PER_TOKEN: usize = 3;
 /// Tokens of the chat template around the messages.
 const TEMPLATE_TOKENS: usize = 64;
-/// Tokens an answer has beside the file.
-const ANSWER_SLACK: usize = 128;
+/// Tokens an answer has beside the file: an explanation before it.
+const ANSWER_SLACK: usize = 384;
+/// How much longer than the files an answer may get, and the tokens on top: enough to add functions and to explain,
+/// too little to ramble on for minutes.
+const ANSWER_GROWTH: usize = 2;
+const ANSWER_MORE: usize = 512;
 /// Least tokens of an answer by search/replace blocks.
 const BLOCKS_TOKENS: usize = 512;
 /// Part of the prompt the failing output may take, and the test.
@@ -28,8 +32,10 @@ const MAX_OFFERED: usize = 3;
 const AROUND: usize = 20;
 /// Bytes the instruction and the headings of the files have at most.
 const INSTRUCTION: usize = 900;
-/// A file beside the best is offered when it has this part of its points.
-const ALSO_MEANT: u32 = 3;
+/// A file beside the best is in question when it has at least this part of its points, or so many: a module that an
+/// imported module imports.
+const ALSO_MEANT: u32 = 5;
+const IN_QUESTION: u32 = 30;
 
 /// What there is room for.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +48,8 @@ pub(super) struct Budget {
     pub(super) max_answer: u32,
     /// Whether whole files are asked for.
     pub(super) whole: bool,
+    /// Whether the model is so small that it is asked for one file at a time.
+    pub(super) small: bool,
 }
 
 /// A prompt, and what the answer may change.
@@ -62,7 +70,9 @@ enum View<'a> {
 }
 
 impl Prompt {
-    pub(super) fn build(run: &Run, selection: &Selection, budget: &Budget) -> Result<Self, BackendError> {
+    /// The prompt for a turn: from 0, each one asks a small model for the next file in question.
+    pub(super) fn build(run: &Run, selection: &Selection, budget: &Budget, turn: u32) -> Result<Self, BackendError> {
+        let candidates = offered(selection, budget.small, turn as usize);
         let task = wording::task(run);
         let fixed = wording::SYSTEM.len() + task.len() + INSTRUCTION;
         let window = (budget.window as usize).saturating_sub(TEMPLATE_TOKENS);
@@ -76,12 +86,12 @@ impl Prompt {
                 budget.max_prompt.min(window.saturating_sub(BLOCKS_TOKENS.min(max_answer)) * BYTES_PER_TOKEN);
             return Err(BackendError::DoesNotFit { needed: fixed, available });
         }
-        let plan = if budget.whole { whole_files(selection, &room, max_answer) } else { None };
+        let plan = if budget.whole { whole_files(&candidates, &room, max_answer) } else { None };
         let (views, answer, whole) = match plan {
             Some((views, answer)) => (views, answer, true),
             None => {
                 let answer = BLOCKS_TOKENS.max(window / 4).min(max_answer);
-                let (views, whole) = shown_files(selection, room(answer), budget.whole)?;
+                let (views, whole) = shown_files(selection, &candidates, room(answer), budget.whole)?;
                 (views, answer, whole)
             }
         };
@@ -93,11 +103,13 @@ impl Prompt {
             new: selection.missing.clone(),
             paths: selection.paths.clone(),
             tests_too: selection.tests_too,
+            wanted: selection.missing_name.clone(),
             tests: selection.read.iter().map(|candidate| candidate.source.clone()).collect(),
         };
         // What the prompt does not use of the window is the answer's.
-        let used = (text.len() + wording::SYSTEM.len()) / BYTES_PER_TOKEN;
-        let answer = answer.max(window.saturating_sub(used).min(max_answer));
+        let used = tokens(text.len() + wording::SYSTEM.len());
+        let useful = ANSWER_GROWTH * tokens(shown) + ANSWER_MORE;
+        let answer = answer.max(window.saturating_sub(used).min(max_answer).min(useful));
         Ok(Self { text, offer, max_answer: u32::try_from(answer).unwrap_or(u32::MAX), whole })
     }
 }
@@ -123,19 +135,18 @@ fn tokens(bytes: usize) -> usize {
 
 /// The best files that can be shown and answered whole, with the tokens of the answer; `None` when not even the best.
 fn whole_files<'a>(
-    selection: &'a Selection,
+    candidates: &[&'a Candidate],
     room: &dyn Fn(usize) -> usize,
     max_answer: usize,
 ) -> Option<(Vec<View<'a>>, usize)> {
     let mut views: Vec<View<'a>> = Vec::new();
     let mut bytes = 0;
-    let best = selection.edit.first().map_or(0, |candidate| candidate.score);
-    for candidate in offered(selection) {
+    for candidate in candidates {
         let size = bytes + candidate.source.text.len();
         let answer = tokens(size) + ANSWER_SLACK;
         // Files beside the first are shown only where half of the room stays for the output and the test.
         let most = if views.is_empty() { room(answer) } else { room(answer) / 2 };
-        if answer <= max_answer && size <= most && (views.is_empty() || ALSO_MEANT * candidate.score >= best) {
+        if answer <= max_answer && size <= most {
             bytes = size;
             views.push(View::Whole(&candidate.source));
         } else if views.is_empty() {
@@ -146,16 +157,31 @@ fn whole_files<'a>(
     Some((views, answer))
 }
 
-fn offered(selection: &Selection) -> impl Iterator<Item = &Candidate> {
-    selection.edit.iter().take(MAX_OFFERED)
+/// The files in question: all of them, or for a small model one, unless the task names several.
+fn offered(selection: &Selection, small: bool, turn: usize) -> Vec<&Candidate> {
+    let best = selection.edit.first().map_or(0, |candidate| candidate.score);
+    let close = |candidate: &&Candidate| {
+        candidate.named || candidate.score >= IN_QUESTION || ALSO_MEANT * candidate.score >= best
+    };
+    let files: Vec<&Candidate> = selection.edit.iter().filter(close).take(MAX_OFFERED).collect();
+    let named: Vec<&Candidate> = files.iter().copied().filter(|candidate| candidate.named).collect();
+    if !small || files.is_empty() {
+        return files;
+    }
+    if named.len() > 1 { named } else { vec![files[turn % files.len()]] }
 }
 
 /// The best files whole, or in parts where they are too long to be shown. The flag: whole files can be asked for
 /// because there is none to edit.
-fn shown_files(selection: &Selection, room: usize, whole: bool) -> Result<(Vec<View<'_>>, bool), BackendError> {
-    let mut views: Vec<View<'_>> = Vec::new();
+fn shown_files<'a>(
+    selection: &Selection,
+    candidates: &[&'a Candidate],
+    room: usize,
+    whole: bool,
+) -> Result<(Vec<View<'a>>, bool), BackendError> {
+    let mut views: Vec<View<'a>> = Vec::new();
     let mut left = room;
-    for candidate in offered(selection) {
+    for candidate in candidates {
         let length = candidate.source.text.len();
         // Half of the room is for the output and the test, unless the file is all that can be shown.
         let parts = if length <= left / 2 { None } else { parts(candidate, &selection.names, left / 2) };
@@ -211,32 +237,25 @@ fn parts(candidate: &Candidate, names: &BTreeSet<String>, most: usize) -> Option
 }
 
 fn assemble(run: &Run, selection: &Selection, task: &str, views: &[View<'_>], left: usize, whole: bool) -> String {
+    let words = Wording::of(run, selection);
+    let paths: Vec<&str> = views.iter().map(|view| view.source().path.as_str()).collect();
     let files: String = views
         .iter()
         .map(|view| {
-            let heading = match view {
-                View::Whole(_) => format!("The file {}", view.source().path),
-                View::Parts(..) => format!("Parts of the file {}", view.source().path),
-            };
-            format!("{heading}:\n{}\n", wording::fenced(&view.source().path, view.text()))
+            let parts = matches!(view, View::Parts(..));
+            words.file(&view.source().path, view.text(), parts, paths.len() == 1)
         })
         .collect();
-    let mut sections = vec![files];
     let mut left = left;
-    for section in [
-        wording::test(selection, left / TEST_PART + 200),
-        wording::check(run, selection, left / OUTPUT_PART + 400),
-        wording::tried(run),
-    ] {
+    let mut around = String::new();
+    for section in [words.test(left / TEST_PART + 200), words.output(left / OUTPUT_PART + 400), words.tried()] {
         if let Some(section) = section.filter(|section| section.len() <= left) {
             left -= section.len();
-            sections.push(section);
+            around.push_str(&section);
         }
     }
-    sections.push(task.to_owned());
-    let paths: Vec<&str> = views.iter().map(|view| view.source().path.as_str()).collect();
-    sections.push(wording::instruction(selection, &paths, whole));
-    sections.concat()
+    let (first, second) = if words.file_first() { (&files, &around) } else { (&around, &files) };
+    format!("{first}{second}{task}{}", words.instruction(&paths, whole))
 }
 
 #[cfg(test)]
@@ -250,7 +269,7 @@ mod tests {
     use uuid::Uuid;
 
     fn candidate(path: &str, text: &str, score: u32, lines: Vec<usize>) -> Candidate {
-        Candidate { source: Source { path: path.to_owned(), text: text.to_owned() }, score, lines }
+        Candidate { source: Source { path: path.to_owned(), text: text.to_owned() }, score, lines, named: false }
     }
 
     fn selection(edit: Vec<Candidate>, read: Vec<Candidate>, output: &str) -> Selection {
@@ -263,7 +282,7 @@ mod tests {
         run
     }
 
-    const BUDGET: Budget = Budget { max_prompt: 12 << 10, window: 8192, max_answer: 2048, whole: true };
+    const BUDGET: Budget = Budget { max_prompt: 12 << 10, window: 8192, max_answer: 2048, whole: true, small: true };
 
     #[test]
     fn a_small_repair_reads_like_this() {
@@ -273,7 +292,7 @@ mod tests {
             vec![candidate("test_calc.py", "from calc import add\nassert add(1, 2) == 3\n", 50, vec![])],
             output,
         );
-        let prompt = Prompt::build(&run(output), &selection, &BUDGET).unwrap();
+        let prompt = Prompt::build(&run(output), &selection, &BUDGET, 0).unwrap();
         insta::assert_snapshot!(prompt.text);
         assert!(prompt.whole);
     }
@@ -283,7 +302,7 @@ mod tests {
         let long: String = (0..400).map(|n| format!("def f{n}():\n    return {n}\n")).collect();
         let output = "  File \"long.py\", line 300, in f149\nAssertionError\n";
         let selection = selection(vec![candidate("long.py", &long, 60, vec![300])], vec![], output);
-        let prompt = Prompt::build(&run(output), &selection, &BUDGET).unwrap();
+        let prompt = Prompt::build(&run(output), &selection, &BUDGET, 0).unwrap();
         assert!(!prompt.whole && prompt.text.contains("<<<<<<< SEARCH"));
         assert!(
             prompt.text.contains("[lines from 280 of 800]") && prompt.text.contains("def f149():"),
@@ -297,26 +316,26 @@ mod tests {
     fn what_cannot_fit_is_an_error_with_the_numbers() {
         let long = "x = 1\n".repeat(10_000);
         let selection = selection(vec![candidate("long.py", &long, 60, vec![])], vec![], "");
-        let error = Prompt::build(&run(""), &selection, &BUDGET).unwrap_err().to_string();
+        let error = Prompt::build(&run(""), &selection, &BUDGET, 0).unwrap_err().to_string();
         assert!(error.contains("60000 bytes"), "{error}");
         let mut wordy = run("");
         wordy.prompt = "word ".repeat(9000);
-        assert!(matches!(Prompt::build(&wordy, &selection, &BUDGET), Err(BackendError::DoesNotFit { .. })));
+        assert!(matches!(Prompt::build(&wordy, &selection, &BUDGET, 0), Err(BackendError::DoesNotFit { .. })));
     }
 
     proptest! {
         #[test]
         fn no_prompt_is_longer_than_allowed(
             file in "([a-z ]{0,40}\n){1,150}", test in "([a-z ]{0,40}\n){0,150}", output in "([a-z ]{0,60}\n){0,100}",
-            max_prompt in 1500usize..20_000, window in 1024u32..16_384, whole in any::<bool>(),
+            max_prompt in 1500usize..20_000, window in 1024u32..16_384, whole in any::<bool>(), small in any::<bool>(), turn in 0u32..4,
         ) {
             let selection = selection(
                 vec![candidate("a.py", &file, 50, vec![3]), candidate("b.py", &test, 40, vec![])],
                 vec![candidate("test_a.py", &test, 50, vec![])],
                 &output,
             );
-            let budget = Budget { max_prompt, window, max_answer: 2048, whole };
-            if let Ok(prompt) = Prompt::build(&run(&output), &selection, &budget) {
+            let budget = Budget { max_prompt, window, max_answer: 2048, whole, small };
+            if let Ok(prompt) = Prompt::build(&run(&output), &selection, &budget, turn) {
                 prop_assert!(prompt.text.len() + wording::SYSTEM.len() <= max_prompt, "{} over {max_prompt}", prompt.text.len());
                 let tokens = (prompt.text.len() + wording::SYSTEM.len()) / BYTES_PER_TOKEN + prompt.max_answer as usize;
                 prop_assert!(tokens <= window as usize, "{tokens} over {window}");

@@ -24,6 +24,8 @@ pub(super) struct Offer {
     pub(super) tests_too: bool,
     /// Tests it was shown.
     pub(super) tests: Vec<Source>,
+    /// A name that has to be there afterwards.
+    pub(super) wanted: Option<String>,
 }
 
 /// The new text of one file.
@@ -44,6 +46,8 @@ pub(super) enum Unusable {
     Dropped { path: String, left: usize, lines: usize },
     #[error("the answer has no {name} in {path} any more, which the tests use")]
     Lost { path: String, name: String },
+    #[error("the answer has no `{name}` in {path}")]
+    StillMissing { path: String, name: String },
     #[error("the answer puts the test into {0}, where the code belongs")]
     TestCopied(String),
     #[error("the passage to replace is not in {0}")]
@@ -191,7 +195,10 @@ fn believable(
         }
         _ => content,
     };
-    let content = fragment::splice(begun, &content).unwrap_or(content);
+    let only_wanted = offer.wanted.as_ref().is_some_and(|name| provides(&content, &path, name));
+    let content = fragment::splice(begun, &content)
+        .or_else(|| fragment::append(begun, &content).filter(|_| only_wanted))
+        .unwrap_or(content);
     let (lines, left) = (source.text.lines().count(), content.lines().count());
     if lines >= LARGE && (left as f64) < LEAST_PART * lines as f64 {
         return Err(Unusable::Dropped { path, left, lines });
@@ -205,6 +212,9 @@ fn believable(
         .any(|test| likeness(&test.text, &content) > SAME_AS_TEST.max(likeness(&test.text, &source.text)))
     {
         return Err(Unusable::TestCopied(path));
+    }
+    if let Some(name) = offer.wanted.clone().filter(|name| !provides(&content, &path, name)) {
+        return Err(Unusable::StillMissing { path, name });
     }
     let used = |name: &str| offer.tests.iter().any(|test| uses(&test.text, name));
     if let Some(lost) = definitions(&source.text).find(|name| used(name) && !provides(&content, &path, name)) {
@@ -495,6 +505,16 @@ mod tests {
             let answer = format!("calc.py\n```python\n{text}```");
             assert_eq!(resolved(&answer), Err(Unusable::Unchanged("pkg/calc.py".into())), "{text}");
         }
+    }
+
+    #[test]
+    fn a_missing_name_has_to_be_there_and_may_come_alone() {
+        let offer = Offer { wanted: Some("mul".into()), ..offer() };
+        let resolved = |answer: &str| resolve(parse(answer, false).unwrap(), &offer);
+        let alone = resolved("```python\ndef mul(a, b):\n    return a * b\n```").unwrap();
+        assert_eq!(alone[0].text, format!("{CALC}\n\ndef mul(a, b):\n    return a * b\n"));
+        let without = resolved(&format!("calc.py\n```python\n{}```", fixed()[0].text));
+        assert_eq!(without, Err(Unusable::StillMissing { path: "pkg/calc.py".into(), name: "mul".into() }));
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub(super) struct Candidate {
     pub(super) score: u32,
     /// Lines of it that the output names, from 1.
     pub(super) lines: Vec<usize>,
+    /// Whether the task itself names it.
+    pub(super) named: bool,
 }
 
 /// What matters for a task.
@@ -81,6 +83,8 @@ pub(super) struct Selection {
     /// Whether tests may be edited too.
     pub(super) tests_too: bool,
     pub(super) failure: Option<Failure>,
+    /// A name the tests want and no candidate has.
+    pub(super) missing_name: Option<String>,
     /// Names in the task and the output, for excerpts.
     pub(super) names: BTreeSet<String>,
 }
@@ -125,13 +129,16 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
                 + u32::from(module_named(&source.path, &run.check)) * IMPORTED_BY_TEST
                 + u32::from(defines > 0) * DEFINES_NAME
                 + u32::from(tests.len() == 1);
-            Candidate { source: (*source).clone(), score, lines: lines(&source.path, places) }
+            Candidate { source: (*source).clone(), score, lines: lines(&source.path, places), named: false }
         })
         .filter(|candidate| candidate.score > 0)
         .collect();
     sort(&mut read);
     if read.is_empty() && tests.len() <= FEW {
-        read = tests.iter().map(|&source| Candidate { source: source.clone(), score: 0, lines: Vec::new() }).collect();
+        read = tests
+            .iter()
+            .map(|&source| Candidate { source: source.clone(), score: 0, lines: Vec::new(), named: false })
+            .collect();
     }
 
     let imports: Vec<String> = read.iter().take(FEW).flat_map(|test| imports(&test.source)).collect();
@@ -145,7 +152,8 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
         .iter()
         .filter(|source| {
             let test = is_test(&source.path);
-            !protected(run, &source.path) && (!test || tests_too || asks_to_edit(&run.prompt, &source.path))
+            let blank = source.text.trim().is_empty() && named(&source.path, &in_task) == 0;
+            !blank && !protected(run, &source.path) && (!test || tests_too || asks_to_edit(&run.prompt, &source.path))
         })
         .filter_map(|source| {
             let defined: BTreeSet<&str> = definitions(&source.text).collect();
@@ -163,7 +171,8 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
                 + u32::from(is_code && code <= 2 * FEW) * SMALL_REPOSITORY;
             // What is no code is meant only when somebody names it.
             let meant = is_code || score >= IN_TRACE;
-            (score > 0 && meant).then(|| Candidate { source: source.clone(), score, lines: traced })
+            let named = named(&source.path, &in_task) > 0;
+            (score > 0 && meant).then(|| Candidate { source: source.clone(), score, lines: traced, named })
         })
         .collect();
     sort(&mut edit);
@@ -172,7 +181,10 @@ fn choose(run: &Run, paths: Vec<String>, sources: &[Source]) -> Selection {
     }
     let known: HashSet<String> = paths.into_iter().collect();
     let missing = missing(run, &in_task, failure.as_ref(), &imports, &read, &known);
-    Selection { edit, read, missing, paths: known, tests_too, failure, names }
+    let has = |name: &str| edit.iter().any(|file| definitions(&file.source.text).any(|defined| defined == name));
+    let absent = failure.iter().flat_map(|failure| &failure.missing_names).find(|name| !has(name));
+    let missing_name = absent.cloned();
+    Selection { edit, read, missing, paths: known, tests_too, failure, missing_name, names }
 }
 
 fn sort(candidates: &mut [Candidate]) {
@@ -188,7 +200,12 @@ fn by_words(run: &Run, sources: &[Source]) -> Vec<Candidate> {
         .map(|source| {
             let inside: HashSet<&str> = WORD.find_iter(&source.text).map(|word| word.as_str()).collect();
             let shared = words.intersection(&inside).count();
-            Candidate { source: source.clone(), score: u32::try_from(shared).unwrap_or(0), lines: Vec::new() }
+            Candidate {
+                source: source.clone(),
+                score: u32::try_from(shared).unwrap_or(0),
+                lines: Vec::new(),
+                named: false,
+            }
         })
         .collect();
     sort(&mut found);

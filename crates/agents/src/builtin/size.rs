@@ -7,6 +7,9 @@ use regex::Regex;
 /// Billions of parameters from which on search/replace edits beat whole files.
 pub(super) const SEARCH_REPLACE_FROM: f64 = 14.0;
 
+/// Billions of parameters from which on a model is shown several files at once.
+pub(super) const SEVERAL_FILES_FROM: f64 = 7.0;
+
 static SIZE: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"(?i)(?:^|[^a-z0-9.])(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)(b|m)(?:$|[^a-z0-9])")
         .expect("the pattern is a constant")

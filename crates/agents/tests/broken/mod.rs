@@ -40,6 +40,7 @@ pub fn git(directory: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The first six were there when the prompt was worded; the rest came later and had no part in it.
 pub const ALL: &[Repository] = &[
     Repository {
         name: "off by one",
@@ -126,6 +127,84 @@ pub const ALL: &[Repository] = &[
                 "import unittest\n\nfrom shop.cart import Cart\n\n\nclass CartTest(unittest.TestCase):\n    def test_total(self):\n        cart = Cart()\n        cart.add(10)\n        cart.add(2.5, quantity=2)\n        self.assertEqual(cart.total(), 18.0)\n\n    def test_empty(self):\n        self.assertEqual(Cart().total(), 0)\n",
             ),
             ("tests/__init__.py", ""),
+        ],
+    },
+    Repository {
+        name: "wrong comparison",
+        files: &[
+            (
+                "search.py",
+                "def find(values, wanted):\n    \"\"\"The place of wanted in the sorted values, or -1.\"\"\"\n    low, high = 0, len(values) - 1\n    while low < high:\n        middle = (low + high) // 2\n        if values[middle] == wanted:\n            return middle\n        if values[middle] < wanted:\n            low = middle + 1\n        else:\n            high = middle - 1\n    return -1\n",
+            ),
+            (
+                "test_search.py",
+                "import unittest\n\nfrom search import find\n\n\nclass SearchTest(unittest.TestCase):\n    def test_found(self):\n        for place, value in enumerate([1, 3, 5, 7]):\n            self.assertEqual(find([1, 3, 5, 7], value), place)\n\n    def test_absent(self):\n        self.assertEqual(find([1, 3], 2), -1)\n        self.assertEqual(find([], 2), -1)\n",
+            ),
+        ],
+    },
+    Repository {
+        name: "wrong formula",
+        files: &[
+            (
+                "convert.py",
+                "def to_fahrenheit(celsius):\n    return celsius * 9 / 5 - 32\n\n\ndef to_celsius(fahrenheit):\n    return (fahrenheit - 32) * 5 / 9\n",
+            ),
+            (
+                "test_convert.py",
+                "import unittest\n\nfrom convert import to_celsius, to_fahrenheit\n\n\nclass ConvertTest(unittest.TestCase):\n    def test_to_fahrenheit(self):\n        self.assertEqual(to_fahrenheit(100), 212)\n        self.assertEqual(to_fahrenheit(0), 32)\n\n    def test_to_celsius(self):\n        self.assertEqual(to_celsius(212), 100)\n",
+            ),
+        ],
+    },
+    Repository {
+        name: "missing case",
+        files: &[
+            (
+                "text.py",
+                "def is_palindrome(text):\n    \"\"\"Whether the text reads the same backwards, whatever its case and spaces.\"\"\"\n    return text == text[::-1]\n\n\ndef initials(name):\n    return \"\".join(part[0].upper() for part in name.split())\n",
+            ),
+            (
+                "test_text.py",
+                "import unittest\n\nfrom text import initials, is_palindrome\n\n\nclass TextTest(unittest.TestCase):\n    def test_is_palindrome(self):\n        self.assertTrue(is_palindrome(\"level\"))\n        self.assertTrue(is_palindrome(\"Never odd or even\"))\n        self.assertFalse(is_palindrome(\"Lares\"))\n\n    def test_initials(self):\n        self.assertEqual(initials(\"ada king lovelace\"), \"AKL\")\n",
+            ),
+        ],
+    },
+    Repository {
+        name: "missing method",
+        files: &[
+            (
+                "account.py",
+                "class Account:\n    def __init__(self, balance=0):\n        self.balance = balance\n\n    def deposit(self, amount):\n        if amount <= 0:\n            raise ValueError(\"the amount has to be positive\")\n        self.balance += amount\n",
+            ),
+            (
+                "test_account.py",
+                "import unittest\n\nfrom account import Account\n\n\nclass AccountTest(unittest.TestCase):\n    def test_deposit(self):\n        account = Account()\n        account.deposit(5)\n        self.assertEqual(account.balance, 5)\n\n    def test_withdraw(self):\n        account = Account(10)\n        account.withdraw(4)\n        self.assertEqual(account.balance, 6)\n        with self.assertRaises(ValueError):\n            account.withdraw(7)\n",
+            ),
+        ],
+    },
+    Repository {
+        name: "division by zero",
+        files: &[
+            (
+                "statistics_of.py",
+                "def mean(values):\n    \"\"\"The mean of the values; 0 when there are none.\"\"\"\n    return sum(values) / len(values)\n\n\ndef spread(values):\n    return max(values) - min(values)\n",
+            ),
+            (
+                "test_statistics_of.py",
+                "import unittest\n\nfrom statistics_of import mean, spread\n\n\nclass StatisticsTest(unittest.TestCase):\n    def test_mean(self):\n        self.assertEqual(mean([2, 4]), 3)\n        self.assertEqual(mean([]), 0)\n\n    def test_spread(self):\n        self.assertEqual(spread([5, 1, 3]), 4)\n",
+            ),
+        ],
+    },
+    Repository {
+        name: "wrong order of cases",
+        files: &[
+            (
+                "fizz.py",
+                "def fizz(n):\n    if n % 3 == 0:\n        return \"Fizz\"\n    if n % 5 == 0:\n        return \"Buzz\"\n    if n % 15 == 0:\n        return \"FizzBuzz\"\n    return str(n)\n\n\ndef row(count):\n    return [fizz(n) for n in range(1, count + 1)]\n",
+            ),
+            (
+                "test_fizz.py",
+                "import unittest\n\nfrom fizz import row\n\n\nclass FizzTest(unittest.TestCase):\n    def test_row(self):\n        self.assertEqual(row(5), [\"1\", \"2\", \"Fizz\", \"4\", \"Buzz\"])\n        self.assertEqual(row(15)[14], \"FizzBuzz\")\n",
+            ),
         ],
     },
 ];
