@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use console::style;
 use lares_config::{Config, Model};
-use lares_ralph::api::{SubmitTask, Task, TaskDetail, TaskState};
+use lares_ralph::api::{SubmitTask, Task, TaskDetail, TaskList, TaskState};
 use lares_units::State;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -135,6 +135,11 @@ impl Demonstration<'_> {
 
     /// The task, as often as was asked for.
     async fn solve(&self, ralph: &Daemon) -> Result<u8> {
+        // What an interrupted demo left in the queue would come first.
+        let left: TaskList = ralph.get("/tasks?limit=100").await?;
+        for task in left.tasks.iter().filter(|task| !task.state.is_final()) {
+            let _: Task = ralph.command(&format!("/tasks/{}/cancel", task.id)).await?;
+        }
         let mut outcomes = Vec::new();
         for run in 1..=self.arguments.runs {
             say(3, &format!("a task: {PROMPT:?}, decided by `{CHECK}`{}", self.run_of(run)));

@@ -148,12 +148,13 @@ pub trait Watcher {
 /// Prints the log as it comes.
 pub struct Printer {
     output: Output,
-    began: Instant,
+    /// When the first line was written; times are shown from there.
+    began: Option<jiff::Timestamp>,
 }
 
 impl Printer {
     pub fn new(output: Output) -> Self {
-        Self { output, began: Instant::now() }
+        Self { output, began: None }
     }
 }
 
@@ -162,7 +163,8 @@ impl Watcher for Printer {
         if self.output.json {
             return output::line(&serde_json::to_string(event)?);
         }
-        let elapsed = self.began.elapsed().as_secs_f64();
+        let began = *self.began.get_or_insert(event.at);
+        let elapsed = event.at.duration_since(began).as_secs_f64();
         let mut lines = event.message.lines();
         let kind = match event.kind.as_str() {
             "check" => style(format!("{:>9}", "check")).magenta(),

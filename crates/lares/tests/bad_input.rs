@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::{Stack, lares, real_parts, repository, state_dir, text};
+use support::{EXAMPLE, Stack, lares, real_parts, repository, state_dir, text};
 
 fn with_config(state: &Path, toml: &str, arguments: &[&str]) -> Output {
     let file = state.join("lares.toml");
@@ -113,16 +113,7 @@ fn a_full_disk_fails_the_start_or_pauses_the_work_and_loses_no_task() {
     let mut stack = Stack::up(mount.path(), &toml);
     let elsewhere = state_dir();
     let repo = elsewhere.path().join("repo");
-    repository(
-        &repo,
-        &[
-            ("add.py", "def add(a, b):\n    return a - b\n"),
-            (
-                "test_add.py",
-                "import unittest\nfrom add import add\n\n\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(add(2, 3), 5)\n",
-            ),
-        ],
-    );
+    repository(&repo, &EXAMPLE);
     let ballast = mount.path().join("ballast");
     fill(&ballast);
     let submitted = stack.run(&[
@@ -133,7 +124,7 @@ fn a_full_disk_fails_the_start_or_pauses_the_work_and_loses_no_task() {
         repo.to_str().unwrap(),
         "--check",
         "python3 -m unittest",
-        "fix add.py so that add(2, 3) is 5",
+        "make the tests pass",
     ]);
     // Either it is refused with a reason, or it is accepted and then it must not be lost.
     let accepted =
@@ -189,7 +180,7 @@ fn fake_server(directory: &Path) -> std::path::PathBuf {
     let path = directory.join("llama-server");
     std::fs::write(
         &path,
-        "#!/bin/sh\ncase $1 in --version) echo 'version: 1 (abc)';; *) printf -- '-m, --model FNAME  model\\n--port PORT  port\\n--host HOST  host\\n';; esac\n",
+        "#!/bin/sh\ncase $1 in --version) echo 'version: 1 (abc)';; *) printf -- '-m, --model FNAME  model\\n-c, --ctx-size N  context\\n--port PORT  port\\n--host HOST  host\\n';; esac\n",
     )
     .unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

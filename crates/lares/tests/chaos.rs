@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::{Stack, git, real_parts, repository, signal, state_dir, text};
+use support::{EXAMPLE, Stack, git, real_parts, repository, signal, state_dir, text};
 
 const TASKS: usize = 20;
 
@@ -24,9 +24,7 @@ fn no_task_is_lost_or_done_twice_while_everything_is_killed() {
     let mut tasks = BTreeMap::new();
     for number in 0..TASKS {
         let repo = state.path().join(format!("repos/{number}"));
-        // The check leaves a mark each time it passes, outside git: how often a task was completed shows there.
-        let files = [("add.py", "def add(a, b):\n    return a - b\n"), ("test_add.py", TEST)];
-        repository(&repo, &files);
+        repository(&repo, &EXAMPLE);
         let id = submit(&stack, &repo, number);
         tasks.insert(id, repo);
     }
@@ -104,19 +102,8 @@ fn no_task_is_lost_or_done_twice_while_everything_is_killed() {
     assert_eq!(stack.leftovers(), Vec::<String>::new());
 }
 
-const TEST: &str = "\
-import unittest
-
-from add import add
-
-
-class AddTest(unittest.TestCase):
-    def test_two_and_three_make_five(self):
-        self.assertEqual(add(2, 3), 5)
-";
-
 fn submit(stack: &Stack, repo: &Path, number: usize) -> String {
-    let prompt = format!("add(2, 3) has to give 5; fix add.py (task {number})");
+    let prompt = format!("make the tests pass (task {number})");
     let output = stack.run(&[
         "task",
         "submit",

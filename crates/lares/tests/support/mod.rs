@@ -7,6 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// The demo's repository: small enough for the smallest model.
+pub const EXAMPLE: [(&str, &str); 2] = [
+    ("scores.py", include_str!("../../demo/scores.py")),
+    ("test_scores.py", include_str!("../../demo/test_scores.py")),
+];
+
 /// The model and the `llama-server` that `make test` fetched; `None` after saying that the test is skipped.
 pub fn real_parts(test: &str) -> Option<(PathBuf, PathBuf)> {
     let get = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_file());
