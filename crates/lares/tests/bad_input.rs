@@ -64,7 +64,7 @@ fn a_file_with_another_hash_is_not_used() {
         "0".repeat(64)
     );
     let output = with_config(state.path(), &toml, &["up"]);
-    refused(&output, 1, &["sha256", &"0".repeat(64)]);
+    refused(&output, 1, &["wrong hash", &"0".repeat(64), "removed"]);
     let left: Vec<_> = std::fs::read_dir(state.path().join("models"))
         .unwrap()
         .flatten()
