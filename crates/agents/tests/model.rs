@@ -45,6 +45,7 @@ impl Server {
         let process = Command::new(binary)
             .args(["--model", model, "--host", "127.0.0.1", "--port", &port.to_string()])
             .args(["-c", "8192", "--parallel", "1", "-fa", "on", "-ub", "128", "-t", &threads])
+            .env("OMP_WAIT_POLICY", "passive")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
