@@ -49,7 +49,7 @@ PARTS = LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
 
 # One test of the whole at a time: they start llama-servers, which slow each other down without end on two cores.
 unit: ## Run the tests
-	$(PARTS) cargo test --workspace --locked --exclude lares
+	$(PARTS) cargo test --workspace --locked --exclude lares -- --show-output
 	$(PARTS) cargo test --package lares --locked -- --test-threads 1 --nocapture
 
 bench: fixtures ## Measure against a baseline in the same run

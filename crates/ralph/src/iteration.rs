@@ -38,8 +38,9 @@ pub(crate) async fn run(bench: &Bench<'_>, history: &[Iteration], next: &Next) -
     hold.write(|tasks| async move { tasks.begin_iteration(hold.lease, number, name, approach, temperature).await })
         .await?;
     let from = onto.map_or_else(|| "the base commit".to_owned(), |i| format!("iteration {}", i.number));
-    let message =
-        format!("iteration {number} of {}: {approach} from {from}, temperature {temperature}", task.max_iterations);
+    // Interrupted iterations have a number and do not count, so the number can pass the bound.
+    let of = if number > task.max_iterations { String::new() } else { format!(" of {}", task.max_iterations) };
+    let message = format!("iteration {number}{of}: {approach} from {from}, temperature {temperature}");
     let data = json!({
         "number": number, "phase": "begin", "approach": approach, "temperature": temperature, "backend": name,
         "onto": onto.map(|i| i.number),
