@@ -352,7 +352,8 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_an_error_that_names_the_key() {
-        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let taken = holder.local_addr().unwrap();
         let error = Ports::default().claim("ralph.listen", taken).unwrap_err();
         assert!(error.to_string().starts_with(&format!("ralph.listen: {taken} cannot be used")), "{error}");
     }

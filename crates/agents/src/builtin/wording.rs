@@ -58,7 +58,11 @@ impl<'a> Wording<'a> {
         let failing = failure.map(|failure| failure.tests.as_slice()).unwrap_or_default();
         let mut blocks = fragment::blocks(&test.text, failing);
         if let Some(name) = self.missing.filter(|_| blocks.is_empty()) {
-            blocks = fragment::innermost(&test.text).into_iter().filter(|block| block.contains(name)).collect();
+            // The tests of what is there show how it is meant to be used; they go when there is no room.
+            blocks = fragment::innermost(&test.text);
+            if blocks.iter().map(|block| block.len() + 2).sum::<usize>() > most {
+                blocks.retain(|block| block.contains(name));
+            }
         }
         let mut excerpt = String::new();
         for block in blocks {
