@@ -235,7 +235,18 @@ impl Scratch {
     }
 
     async fn remove(self) {
-        let _ = tokio::task::spawn_blocking(move || sandbox::remove(&self.path)).await;
+        let path = self.path.clone();
+        let _ = tokio::task::spawn_blocking(move || sandbox::remove(&path)).await;
+    }
+}
+
+/// A run that is dropped before its guard knows of the directory leaves it empty; one that is dropped later leaves it
+/// to the guard, as it may be large.
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for directory in ["home", "tmp", "root", ""] {
+            let _ = std::fs::remove_dir(self.path.join(directory));
+        }
     }
 }
 

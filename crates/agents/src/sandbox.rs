@@ -1,8 +1,8 @@
 //! What a run may touch, and the two stages of the launcher that sees to it.
 //!
 //! A run is started through a *launcher*: this same program, entered by [`launcher_main`]. The launcher's first stage
-//! ([`guard`]) stays outside the confinement, adopts every process of the run and ends them all when the command
-//! ends, when it is told to, or when the process that started it is gone. Its second stage ([`enter`]) confines itself
+//! (`guard`) stays outside the confinement, adopts every process of the run and ends them all when the command
+//! ends, when it is told to, or when the process that started it is gone. Its second stage (`enter`) confines itself
 //! (namespaces where the kernel lets it, resource limits, Landlock) and becomes the command.
 
 mod descendants;

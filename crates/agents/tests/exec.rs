@@ -123,6 +123,18 @@ async fn dropping_the_run_ends_its_processes() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_dropped_at_any_moment_leaves_no_directory() {
+    let mut place = Place::new();
+    let scratch = tempfile::tempdir().unwrap();
+    place.policy.scratch = Some(scratch.path().to_owned());
+    for micros in [0, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000] {
+        let _ = tokio::time::timeout(Duration::from_micros(micros), place.run("sleep 60")).await;
+    }
+    let empty = || std::fs::read_dir(scratch.path()).unwrap().next().is_none();
+    eventually("the private directories are gone", empty);
+}
+
+#[tokio::test]
 async fn a_daemon_dies_with_the_run_it_came_from() {
     let place = Place::new();
     let mark = mark();
