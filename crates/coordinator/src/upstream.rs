@@ -17,6 +17,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use lares_config::{Model, Upstream as Remote};
+use lares_gate::chain;
 
 use crate::Error;
 use crate::request::Endpoint;
@@ -301,21 +302,6 @@ impl Body for Answer {
             Self::Tls(body) => body.is_end_stream(),
         }
     }
-}
-
-/// An error with its causes, in one line: the outermost alone says little.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub use connections::{Bound, SurfaceError};
 pub use json::Json;
 pub use lares_store::keys::Role;
 pub use metrics::Metrics;
-pub use problem::{FieldError, Problem};
+pub use problem::{FieldError, Problem, chain};
 pub use request::RequestId;
 pub use secret::{Secret, SecretError};
 pub use surface::{Owner, Surface};
