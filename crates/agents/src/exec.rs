@@ -219,19 +219,22 @@ impl Scratch {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
         let make = {
             let parent = parent.clone();
-            move || -> io::Result<PathBuf> {
+            move || -> io::Result<Self> {
                 use std::os::unix::fs::DirBuilderExt;
                 let path = parent.canonicalize()?.join(format!("lares-run-{}", Uuid::now_v7().simple()));
                 let mut directory = std::fs::DirBuilder::new();
                 directory.mode(0o700).create(&path)?;
-                directory.create(path.join("home"))?;
-                directory.create(path.join("tmp"))?;
-                directory.create(path.join("root"))?;
-                Ok(path)
+                // Owned from here on: a blocking task goes on when nobody waits for it any more, and then this is
+                // dropped in it.
+                let made = Self { path };
+                for part in ["home", "tmp", "root"] {
+                    directory.create(made.path.join(part))?;
+                }
+                Ok(made)
             }
         };
         let made = tokio::task::spawn_blocking(make).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        made.map(|path| Self { path }).map_err(|source| ExecError::Scratch { directory: parent, source })
+        made.map_err(|source| ExecError::Scratch { directory: parent, source })
     }
 
     async fn remove(self) {
