@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 use tracing::warn;
 
 use crate::logfile::Sink;
@@ -22,6 +22,12 @@ pub(crate) const LINE_MAX: usize = 16 * 1024;
 pub(crate) const FOLLOWER_LINES: usize = 4096;
 /// Bytes read at once; what a pipe holds by default on Linux.
 const READ_SIZE: usize = 64 * 1024;
+
+/// Most bytes a pipe holds, unless the machine's administrator raised `fs.pipe-max-size`.
+const PIPE_MAX: usize = 1024 * 1024;
+
+/// A request to catch up with what was written, answered through the sender in it.
+pub(crate) type CatchUp = oneshot::Receiver<oneshot::Sender<()>>;
 
 /// Where a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -119,16 +125,35 @@ impl Journal {
         self.sink.dropped()
     }
 
-    /// Takes in one output of a process until nobody holds its other end.
-    pub(crate) async fn read(self: Arc<Self>, stream: LogStream, output: OwnedFd) {
+    /// Takes in one output of a process until nobody holds its other end. Whoever asks through `catch_up` is answered
+    /// (or the sender is dropped) when everything written until then is in the log.
+    pub(crate) async fn read(self: Arc<Self>, stream: LogStream, output: OwnedFd, mut catch_up: CatchUp) {
         let mut splitter = Splitter::default();
+        let mut caught_up = None;
         let outcome = async {
             let mut pipe = pipe::Receiver::from_owned_fd(output)?;
             let mut buffer = vec![0; READ_SIZE];
             loop {
-                match pipe.read(&mut buffer).await? {
-                    0 => return Ok::<_, std::io::Error>(()),
-                    count => self.push(stream, splitter.split(&buffer[..count])),
+                tokio::select! {
+                    count = pipe.read(&mut buffer) => match count? {
+                        0 => return Ok::<_, std::io::Error>(()),
+                        count => self.push(stream, splitter.split(&buffer[..count])),
+                    },
+                    asked = &mut catch_up, if caught_up.is_none() => {
+                        caught_up = Some(asked.ok());
+                        // Past the runtime, which may not have heard yet that there is something. Somebody who never
+                        // stops writing is left after what the largest pipe holds.
+                        for _ in 0..PIPE_MAX / READ_SIZE {
+                            match nix::unistd::read(&pipe, &mut buffer) {
+                                Ok(0) => return Ok(()),
+                                Ok(count) => self.push(stream, splitter.split(&buffer[..count])),
+                                Err(_) => break,
+                            }
+                        }
+                        if let Some(Some(done)) = caught_up.replace(None) {
+                            let _ = done.send(());
+                        }
+                    }
                 }
             }
         };
@@ -136,6 +161,7 @@ impl Journal {
             warn!(unit = %self.unit, %error, "cannot read the unit's output");
         }
         self.push(stream, splitter.finish());
+        drop(caught_up);
     }
 }
 
@@ -210,6 +236,31 @@ mod tests {
     #[test]
     fn lines_do_not_depend_on_how_they_arrive() {
         assert_eq!(lines(&[b"one\ntwo\r\n", b"\nth", b"ree"]), ["one", "two", "", "three"]);
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_caught_up_with_while_somebody_still_holds_the_pipe() {
+        use std::io::Write;
+
+        let logs = tempfile::tempdir().unwrap();
+        let unit = UnitName::new("db").unwrap();
+        let (_writer, mut sinks) =
+            crate::logfile::Writer::start(logs.path(), std::slice::from_ref(&unit), 1 << 20).unwrap();
+        let journal = Arc::new(Journal::new(unit, broadcast::Sender::new(1), sinks.remove(0)));
+        let said = || journal.tail(9).iter().map(|line| line.text.clone()).collect::<Vec<_>>();
+        let (output, mut process) = std::io::pipe().unwrap();
+        let (ask, asked) = oneshot::channel();
+        let reader = tokio::spawn(Arc::clone(&journal).read(LogStream::Stdout, output.into(), asked));
+        // The runtime has not looked at the pipe since: nothing but the question makes the reader read.
+        process.write_all(b"last words\nand ").unwrap();
+        let (done, caught_up) = oneshot::channel();
+        ask.send(done).unwrap();
+        caught_up.await.unwrap();
+        assert_eq!(said(), ["last words"]);
+        process.write_all(b"more").unwrap();
+        drop(process);
+        reader.await.unwrap();
+        assert_eq!(said(), ["last words", "and more"]);
     }
 
     #[test]

@@ -197,9 +197,10 @@ impl Runner {
         };
         let pid = child.group.pid;
         self.group = Some(child.group);
+        let [(out_asks, out_asked), (err_asks, err_asked)] = [oneshot::channel(), oneshot::channel()];
         let readers = join(
-            tokio::spawn(Arc::clone(&self.journal).read(LogStream::Stdout, child.stdout)),
-            tokio::spawn(Arc::clone(&self.journal).read(LogStream::Stderr, child.stderr)),
+            tokio::spawn(Arc::clone(&self.journal).read(LogStream::Stdout, child.stdout, out_asked)),
+            tokio::spawn(Arc::clone(&self.journal).read(LogStream::Stderr, child.stderr, err_asked)),
         );
         let exited = child.exited;
         let exited = async move {
@@ -207,7 +208,10 @@ impl Runner {
                 exit: Exit::Unknown { error: "the thread that waits for it is gone".into() },
                 noticed: Instant::now(),
             });
-            let _ = timeout(DRAIN_TIMEOUT, readers).await;
+            if timeout(DRAIN_TIMEOUT, readers).await.is_err() {
+                // Time says nothing on a busy machine: the last words come before the news of the end.
+                join(catch_up(out_asks), catch_up(err_asks)).await;
+            }
             exited
         };
         self.exited = Some(exited.boxed());
@@ -280,6 +284,14 @@ impl Runner {
             // Nobody may be listening.
             let _ = self.changes.send(Change { unit: self.spec.name.clone(), from, to, at, cause });
         }
+    }
+}
+
+/// Waits until a reader has taken in what was written, or has ended.
+async fn catch_up(asks: oneshot::Sender<oneshot::Sender<()>>) {
+    let (done, caught_up) = oneshot::channel();
+    if asks.send(done).is_ok() {
+        let _ = caught_up.await;
     }
 }
 
