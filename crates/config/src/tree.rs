@@ -646,6 +646,11 @@ impl Config {
         self.ralph.coordinator_key_file.clone().unwrap_or_else(|| self.state_dir.join("keys/agent.key"))
     }
 
+    /// File with the key that local llama-servers ask for and the coordinator shows.
+    pub fn llama_key_file(&self) -> PathBuf {
+        self.state_dir.join("keys/llama.key")
+    }
+
     /// File with the first key, made by `lares up`; what the command line shows when nothing else is given.
     pub fn admin_key_file(&self) -> PathBuf {
         self.state_dir.join("keys/admin.key")

@@ -126,7 +126,7 @@ impl Routes {
     pub async fn from_config(config: &Config) -> Result<Self, Error> {
         let mut upstreams = Vec::new();
         let mut offers = Vec::new();
-        let llama_key = config.state_dir.join("keys/llama.key");
+        let llama_key = config.llama_key_file();
         for (name, model) in config.models.iter().filter(|(_, model)| model.port != 0) {
             let lane = upstreams.len();
             upstreams.push(Upstream::local(name, model, &llama_key).await?);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 /// Exit codes, for people who call `lares` from scripts.
@@ -81,10 +81,18 @@ Examples:
 Ctrl-C stops everything. The first start fetches a model and, where there is none, builds llama-server.")]
     Up(Up),
     /// Run one daemon, as systemd does
-    Serve {
-        /// Which
-        daemon: Daemon,
-    },
+    ///
+    /// It says over systemd's notification socket when it is ready and that it is alive (`Type=notify`,
+    /// `WatchdogSec=`).
+    #[command(subcommand)]
+    Serve(Daemon),
+    /// Prepare what the daemons need: tables in PostgreSQL, the first keys. Changes nothing that is there
+    #[command(after_help = "\
+Example:
+  lares setup           makes keys/admin.key, keys/agent.key and keys/llama.key in the state directory
+
+`lares up` does this by itself; under systemd a unit does it before the daemons start.")]
+    Setup,
     /// What runs where, under `lares up`
     #[command(
         after_help = "Examples:\n  lares status\n  lares status --json | jq '.units[] | select(.state != \"active\")'"
@@ -133,12 +141,20 @@ pub struct Up {
     pub dry_run: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Daemon {
     /// The OpenAI-compatible door
     Coordinator,
     /// The loop that works on tasks
     Ralph,
+    /// The llama-server of one configured model, with the flags that its binary understands
+    #[command(after_help = "\
+The model's file must be there (`lares model pull NAME` fetches it) and its port must be set. The key that llama-server
+asks for is read from keys/llama.key in the state directory, or from the systemd credential `llama.key`.")]
+    Llama {
+        /// The model's name in the configuration
+        model: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -287,9 +303,11 @@ pub enum Model {
     /// The catalog, and which models are on this machine
     List,
     /// Fetch a model, verify its hash, put it in place
-    #[command(after_help = "Example:\n  lares model pull qwen2.5-coder-0.5b-instruct")]
+    #[command(
+        after_help = "Examples:\n  lares model pull qwen2.5-coder-0.5b-instruct\n  lares model pull coder            a model of the configuration"
+    )]
     Pull {
-        /// Its name in the catalog
+        /// Its name in the configuration, or in the catalog
         name: String,
     },
     /// What a GGUF file says of itself, and the memory it would take

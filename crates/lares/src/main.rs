@@ -13,9 +13,11 @@ mod daemon;
 mod demo;
 mod engine;
 mod key;
+mod llama;
 mod logging;
 mod manual;
 mod model;
+mod notify;
 mod output;
 mod serve;
 mod sse;
@@ -57,7 +59,8 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Up(arguments) => up::run(&global, &arguments).await,
-            Command::Serve { daemon } => serve::run(&global, daemon).await,
+            Command::Serve(daemon) => serve::run(&global, daemon).await,
+            Command::Setup => stack::setup(&global).await,
             Command::Status => status::list(&global).await,
             Command::Unit(command) => status::run(&global, command).await,
             Command::Task(command) => task::run(&global, command).await,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lares_config::Model;
-use lares_llama::catalog::{self, Artifact};
+use lares_llama::catalog::{self, Artifact, Origin};
 use lares_llama::gguf::Metadata;
 use lares_llama::memory::{self, Prediction};
 use lares_llama::progress;
@@ -53,9 +53,18 @@ pub async fn run(global: &Global, command: cli::Model) -> Result<u8> {
             })?;
         }
         cli::Model::Pull { name } => {
-            let artifact = Artifact::from(catalog::find(&name)?);
-            let path = Puller::new(config.models_dir()).pull(&artifact, &*progress::on_stderr()).await?;
-            output.value(&serde_json::json!({ "name": name, "sha256": artifact.sha256, "path": path }), |_| {
+            let origin = match config.models.get(&name) {
+                Some(model) => catalog::origin(&name, model)?,
+                None => Origin::Artifact(Artifact::from(catalog::find(&name)?)),
+            };
+            let (path, sha256) = match origin {
+                Origin::File(path) => (path, None),
+                Origin::Artifact(artifact) => {
+                    let path = Puller::new(config.models_dir()).pull(&artifact, &*progress::on_stderr()).await?;
+                    (path, Some(artifact.sha256))
+                }
+            };
+            output.value(&serde_json::json!({ "name": name, "sha256": sha256, "path": path }), |_| {
                 path.display().to_string()
             })?;
         }

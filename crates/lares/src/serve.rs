@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{Daemon, Global, exit};
-use crate::{configuration, logging};
+use crate::{configuration, llama, logging, notify};
 
 /// First argument that makes this binary the launcher of a confined run.
 pub const LAUNCHER_COMMAND: &str = "sandbox";
@@ -19,14 +19,24 @@ pub async fn run(global: &Global, daemon: Daemon) -> Result<u8> {
     let config = Arc::new(configuration::load(global)?.config);
     logging::start(&config.log)?;
     let shutdown = shutdown_on_signals()?;
+    let listen = match &daemon {
+        Daemon::Llama { model } => {
+            llama::serve(&config, model, shutdown).await?;
+            return Ok(exit::OK);
+        }
+        Daemon::Coordinator => config.coordinator.listen,
+        Daemon::Ralph => config.ralph.listen,
+    };
     let store = tokio::select! {
         store = Store::connect(&config.store, &config.state_dir) => store?,
         () = shutdown.cancelled() => return Ok(exit::OK),
     };
+    let attended = tokio::spawn(notify::attend(format!("http://{listen}/health"), shutdown.clone()));
     match daemon {
-        Daemon::Coordinator => lares_coordinator::serve(config, store, shutdown).await?,
         Daemon::Ralph => lares_ralph::serve(config, store, launcher()?, shutdown).await?,
+        _ => lares_coordinator::serve(config, store, shutdown).await?,
     }
+    attended.abort();
     Ok(exit::OK)
 }
 

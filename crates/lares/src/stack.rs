@@ -22,6 +22,8 @@ use lares_units::{Probe, StopSignal, UnitName, UnitSpec};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 
+use crate::cli::{Global, exit};
+use crate::output::Output;
 use crate::{configuration, key, output};
 
 /// The model of a stack for which none is configured.
@@ -39,13 +41,87 @@ pub struct Stack {
     cluster: Option<Cluster>,
 }
 
-struct Served {
+/// A model that can be served: its file, the memory it takes, and the command line.
+pub struct Served {
     name: String,
     file: PathBuf,
     metadata: Metadata,
-    prediction: Prediction,
+    /// The memory it takes.
+    pub prediction: Prediction,
     server: Arc<Server>,
-    args: Vec<std::ffi::OsString>,
+    /// llama-server's arguments.
+    pub args: Vec<std::ffi::OsString>,
+}
+
+impl Served {
+    /// The llama-server binary.
+    pub fn program(&self) -> &Path {
+        &self.server.path
+    }
+}
+
+/// A `llama-server` and the machine it runs on.
+pub struct Engine {
+    server: Arc<Server>,
+    cores: u32,
+}
+
+impl Engine {
+    /// The one there is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn find(config: &Config) -> Result<Self> {
+        let config = config.clone();
+        let path = spawn_blocking(move || engine::find(&config)).await??;
+        Self::of(Server::probe(&path).await?).await
+    }
+
+    async fn of(server: Arc<Server>) -> Result<Self> {
+        Ok(Self { server, cores: spawn_blocking(machine::physical_cores).await? })
+    }
+
+    /// How this binary serves `model` on its port.
+    ///
+    /// # Errors
+    /// When the file cannot be served, or the binary cannot do what the configuration wants.
+    pub async fn served(&self, name: &str, model: &Model, file: PathBuf, api_key_file: &Path) -> Result<Served> {
+        let metadata = metadata_of(&file).await?;
+        let placement =
+            Placement { name, file: &file, port: model.port, cores: self.cores, api_key_file: Some(api_key_file) };
+        let args = options::render(model, &metadata, &self.server, &placement)?;
+        let prediction = memory::predict(model, &metadata);
+        Ok(Served { name: name.to_owned(), file, metadata, prediction, server: Arc::clone(&self.server), args })
+    }
+}
+
+/// The memory a model would take.
+pub async fn predict(model: &Model, file: &Path) -> Result<Prediction> {
+    Ok(memory::predict(model, &metadata_of(file).await?))
+}
+
+/// The variable that tells OpenMP's threads how to wait, unless a person has set it.
+///
+/// They spin while they wait for each other, and next to any other busy process they then mostly wait for a thread that
+/// has no core: `make bench` shows two to three times the tokens/s without the spinning.
+pub fn wait_policy() -> Option<(&'static str, &'static str)> {
+    std::env::var_os(WAIT_POLICY).is_none().then_some((WAIT_POLICY, "passive"))
+}
+
+/// `lares setup`: what the daemons need before they start.
+pub async fn setup(global: &Global) -> Result<u8> {
+    let config = configuration::load(global)?.config;
+    make_state_dir(&config.state_dir).await?;
+    ensure_llama_key(&config).await?;
+    // Connecting brings the tables up to date.
+    let store = Store::connect(&config.store, &config.state_dir).await?;
+    ensure_keys(&store, &config).await?;
+    let keys = [config.admin_key_file(), config.agent_key_file(), config.llama_key_file()];
+    Output { json: global.json }.value(&serde_json::json!({ "state_dir": config.state_dir, "keys": keys }), |_| {
+        let keys: Vec<_> = keys.iter().map(|key| format!("\n  {}", key.display())).collect();
+        format!("ready in {}; the keys are in{}", config.state_dir.display(), keys.concat())
+    })?;
+    Ok(exit::OK)
 }
 
 /// Name of the unit that serves a model.
@@ -138,22 +214,17 @@ impl Stack {
 
         let mut models = Vec::new();
         if !config.models.is_empty() {
-            let server = server(&config).await?;
-            let cores = spawn_blocking(machine::physical_cores).await?;
+            let engine = Engine::of(server(&config).await?).await?;
             let key_file = ensure_llama_key(&config).await?;
             for (name, model) in &mut config.models.clone() {
                 let file = file_of(&config, name, model).await?;
-                let metadata = metadata_of(&file).await?;
                 model.port = if model.port == 0 {
                     ports.free_from(FIRST_MODEL_PORT)?
                 } else {
                     ports.claim(&format!("models.{name}.port"), (Ipv4Addr::LOCALHOST, model.port).into())?.port()
                 };
-                let placement = Placement { name, file: &file, port: model.port, cores, api_key_file: Some(&key_file) };
-                let args = options::render(model, &metadata, &server, &placement)?;
-                let prediction = memory::predict(model, &metadata);
                 config.models.insert(name.clone(), model.clone());
-                models.push(Served { name: name.clone(), file, metadata, prediction, server: server.clone(), args });
+                models.push(engine.served(name, model, file, &key_file).await?);
             }
             let predicted: Vec<_> = models.iter().map(|model| (model.name.clone(), model.prediction)).collect();
             let available = spawn_blocking(machine::available_memory).await?;
@@ -245,10 +316,8 @@ impl Stack {
         unit.description = format!("{label} {quantisation}").trim_end().to_owned();
         unit.probe = Probe::Http { url: format!("http://{address}/health") };
         unit.detail = Some(address);
-        // OpenMP's threads spin while they wait for each other, and next to any other busy process they then mostly wait
-        // for a thread that has no core: `make bench` shows two to three times the tokens/s without the spinning.
-        if std::env::var_os(WAIT_POLICY).is_none() {
-            unit.env.insert(WAIT_POLICY.into(), "passive".into());
+        if let Some((name, value)) = wait_policy() {
+            unit.env.insert(name.into(), value.into());
         }
         Ok(unit)
     }
@@ -306,7 +375,7 @@ async fn ensure_keys(store: &Store, config: &Config) -> Result<()> {
 
 /// The key that llama-server asks for and the coordinator shows: without one every local user could use the model.
 async fn ensure_llama_key(config: &Config) -> Result<PathBuf> {
-    let path = config.state_dir.join("keys/llama.key");
+    let path = config.llama_key_file();
     let file = path.clone();
     spawn_blocking(move || {
         if file.exists() {
