@@ -1,0 +1,1 @@
+"""The evaluation bed of the NixOS modules. `../run` is the program."""
