@@ -367,10 +367,17 @@ impl Stack {
     }
 }
 
-/// The first keys: one for the person who started the stack, one for the agents.
+/// The first keys: one for the person who started the stack, one for the agents. Machines that share a database have
+/// their own, so that none takes another's away.
 async fn ensure_keys(store: &Store, config: &Config) -> Result<()> {
-    key::ensure(store, "admin", Role::Admin, &config.admin_key_file()).await?;
-    key::ensure(store, "agent", Role::Client, &config.agent_key_file()).await
+    let host = nix::unistd::gethostname().context("this machine has no name")?;
+    let named = |name: &str| format!("{name}@{}", host.to_string_lossy());
+    key::ensure(store, &named("admin"), Role::Admin, &config.admin_key_file()).await?;
+    // A key from elsewhere is somebody else's to make.
+    if config.ralph.coordinator_key_file.is_none() {
+        key::ensure(store, &named("agent"), Role::Client, &config.agent_key_file()).await?;
+    }
+    Ok(())
 }
 
 /// The key that llama-server asks for and the coordinator shows: without one every local user could use the model.

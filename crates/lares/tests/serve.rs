@@ -121,7 +121,27 @@ async fn daemons_tell_systemd_that_they_are_ready_alive_and_ending() {
     let output = command(state.path(), &["setup"]).output().unwrap();
     assert!(output.status.success());
     assert_eq!(std::fs::read_to_string(state.path().join("keys/admin.key")).unwrap(), keys[0], "a key stays");
-    assert_eq!(store.keys().list().await.unwrap().len(), 2);
+    let names = || async { store.keys().list().await.unwrap().into_iter().map(|key| key.name).collect::<Vec<_>>() };
+    let ours = names().await;
+    assert_eq!(ours.len(), 2, "{ours:?}");
+
+    // Another machine on the same database has keys of its own, and takes nobody's away.
+    if nix::unistd::geteuid().is_root() {
+        let other = state_dir();
+        let file = std::fs::read_to_string(state.path().join("lares.toml")).unwrap();
+        std::fs::write(other.path().join("lares.toml"), file).unwrap();
+        let setup = command(other.path(), &["setup"]);
+        let mut elsewhere = Command::new("unshare");
+        elsewhere.args(["--uts", "sh", "-c", "hostname elsewhere && exec \"$@\"", "sh"]);
+        elsewhere.arg(setup.get_program()).args(setup.get_args());
+        let output = elsewhere.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(names().await.contains(&"agent@elsewhere".to_owned()));
+        let usable = store.keys().list().await.unwrap().into_iter().filter(|key| key.revoked_at.is_none()).count();
+        assert_eq!(usable, 4);
+    } else {
+        eprintln!("SKIP keys-of-two-machines: only root can give itself another host name");
+    }
 
     for (daemon, address) in [("coordinator", &coordinator), ("ralph", &ralph)] {
         let manager = Manager::new(&state.path().join("run"));
