@@ -10,10 +10,10 @@ export LARES_LLAMA__MODELS_DIR := $(STATE)/models
 export LARES_LLAMA__ENGINES_DIR := $(STATE)/engines
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build demo test lint deny fixtures unit bench clean
+.PHONY: help packages build demo test test-packages lint deny nix fixtures unit systemd docs-nixos bench clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 packages: ## Install the Debian packages that are missing, saying which
 	@scripts/packages
@@ -25,7 +25,10 @@ build: ## Build the release binary
 demo: packages build ## Watch a real local model solve a coding task
 	$(TARGET)/release/lares --state-dir $(STATE) demo --model $(MODEL)
 
-test: packages lint deny fixtures unit ## Prove everything: lints, unit tests, real parts, the demo itself
+test: test-packages lint deny nix fixtures unit systemd ## Prove everything: lints, unit tests, real parts, the demo itself
+
+test-packages:
+	@scripts/packages tests
 
 lint:
 	cargo fmt --all --check
@@ -33,6 +36,14 @@ lint:
 
 deny:
 	@scripts/deny
+
+nix: ## Evaluate the NixOS modules: hosts, variations, mistakes, and that they have the configuration's keys
+	cargo build --locked --package lares
+	@LARES_TEST_BIN="$(TARGET)/debug/lares" tests/nix/run
+
+docs-nixos: ## Write docs/nixos-options.md and tests/systemd/rendered/ from the modules
+	@tests/nix/run --write-docs
+	@tests/systemd/run --write
 
 fixtures: ## Fetch what the tests of the whole use: a model, llama-server, the OpenAI client
 	cargo build --locked --package lares
@@ -45,12 +56,17 @@ fixtures: ## Fetch what the tests of the whole use: a model, llama-server, the O
 # The parts that tests take from the environment; without them they print SKIP.
 PARTS = LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
 	LARES_TEST_LLAMA_SERVER="$$($(TARGET)/debug/lares --state-dir $(STATE) --json engine show | sed -n 's/^  "path": "\(.*\)",$$/\1/p')" \
-	LARES_TEST_OPENAI_PYTHON="$(STATE)/openai/bin/python"
+	LARES_TEST_OPENAI_PYTHON="$(STATE)/openai/bin/python" \
+	LARES_TEST_BIN="$(TARGET)/debug/lares" LARES_TEST_ROOTS="$(STATE)/roots"
 
 # One test of the whole at a time: they start llama-servers, which slow each other down without end on two cores.
 unit: ## Run the tests
 	$(PARTS) cargo test --workspace --locked --exclude lares -- --show-output
 	$(PARTS) cargo test --package lares --locked -- --test-threads 1 --nocapture
+
+systemd: ## Start the units that the modules render under real systemd, an older and a newer one
+	@$(PARTS) tests/systemd/run
+	@$(PARTS) tests/systemd/run --suite sid
 
 bench: fixtures ## Measure against a baseline in the same run
 	@$(PARTS) scripts/bench

@@ -7,6 +7,13 @@
       contextSize = 4096;
       aliases = [ "gpt-4o" ];
     };
+    # The same file, fetched (the test serves it) and verified before it is served.
+    models.fetched = {
+      url = "http://127.0.0.1:9090/coder.gguf";
+      sha256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32";
+      contextSize = 1024;
+      memoryMax = "2 GiB";
+    };
     coordinator.upstreams.far = {
       url = "http://127.0.0.1:9/v1";
       models.far = "far";
