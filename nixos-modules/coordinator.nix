@@ -8,8 +8,7 @@
 let
   cfg = config.services.lares;
   types = import ./types.nix { inherit lib; };
-  harden = import ./hardening.nix { inherit lib; };
-  restarts = import ./restarts.nix;
+  service = import ./service.nix { inherit lib utils cfg; };
   wiring = import ./wiring.nix { inherit lib cfg; };
 
   upstream = {
@@ -130,49 +129,30 @@ in
   config = lib.mkIf (cfg.enable && cfg.coordinator.enable) {
     services.lares.units = [ "lares-coordinator" ];
 
-    systemd.services.lares-coordinator = {
+    systemd.services.lares-coordinator = service {
+      name = "lares-coordinator";
       description = "Lares: OpenAI-compatible door to the models";
-      documentation = [ "https://github.com/lares-home/lares/blob/main/docs/configuration.md" ];
-      wantedBy = [ "lares.target" ];
-      partOf = [ "lares.target" ];
-      wants = [ "lares-setup.service" ];
-      after = [
-        "lares-setup.service"
-        "network.target"
-      ]
-      ++ wiring.storeUnits;
-      startLimitIntervalSec = 0;
-      restartTriggers = [ cfg.configFile ];
-      inherit (wiring.credentials "lares-coordinator") environment;
-      serviceConfig =
-        harden {
-          # Upstreams elsewhere have names, and names have addresses that only the resolver knows.
-          addresses = if wiring.remoteUpstreams == [ ] then cfg.allowedAddresses else "any";
-          inherit (cfg) user;
-        }
-        // restarts
-        // {
-          Type = "notify";
-          NotifyAccess = "main";
-          ExecStart = utils.escapeSystemdExecArgs [
-            (lib.getExe' cfg.package "lares")
-            "--config"
-            "/etc/lares/config.toml"
-            "serve"
-            "coordinator"
-          ];
-          User = cfg.user;
-          Group = cfg.group;
-          SupplementaryGroups = wiring.storeGroups;
-          StateDirectory = baseNameOf cfg.stateDir;
-          StateDirectoryMode = "0750";
-          LoadCredential = (wiring.credentials "lares-coordinator").load;
-          WatchdogSec = "30s";
-          TimeoutStopSec = "30s";
-          KillMode = "mixed";
-          # When memory ends a model server or an agent's run goes first, the door last.
-          OOMScoreAdjust = -100;
-        };
+      guide = "configuration.md";
+      arguments = [
+        "serve"
+        "coordinator"
+      ];
+      # Upstreams elsewhere have names, and names have addresses that only the resolver knows.
+      addresses = if wiring.remoteUpstreams == [ ] then cfg.allowedAddresses else "any";
+      unit = {
+        wants = [ "lares-setup.service" ];
+        after = [
+          "lares-setup.service"
+          "network.target"
+        ]
+        ++ wiring.storeUnits;
+        restartTriggers = [ cfg.configFile ];
+      };
+      serviceConfig = {
+        WatchdogSec = "30s";
+        # When memory ends a model server or an agent's run goes first, the door last.
+        OOMScoreAdjust = -100;
+      };
     };
   };
 }

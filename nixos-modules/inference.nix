@@ -10,8 +10,7 @@ let
   cfg = config.services.lares;
   types = import ./types.nix { inherit lib; };
   names = import ./names.nix { inherit lib; };
-  harden = import ./hardening.nix { inherit lib; };
-  restarts = import ./restarts.nix;
+  service = import ./service.nix { inherit lib utils cfg; };
 
   settings = cfg.renderedSettings;
   modelsDir = settings.llama.models_dir;
@@ -297,65 +296,55 @@ let
 
   pull = name: {
     name = "lares-model-${name}";
-    value = {
+    value = service {
+      name = "lares-model-${name}";
       description = "Lares: file of the model ${name}";
-      documentation = [ "https://github.com/lares-home/lares/blob/main/docs/models.md" ];
-      wantedBy = [ "lares.target" ];
-      partOf = [ "lares.target" ];
-      wants = [ "network-online.target" ];
-      after = [ "network-online.target" ];
-      startLimitIntervalSec = 0;
-      restartTriggers = [
-        (builtins.hashString "sha256" (
-          builtins.toJSON {
-            inherit modelsDir;
-            file = builtins.intersectAttrs {
-              source = null;
-              url = null;
-              sha256 = null;
-            } settings.models.${name};
-          }
-        ))
+      guide = "models.md";
+      arguments = [
+        "model"
+        "pull"
+        name
       ];
-      serviceConfig =
-        # The one unit that fetches, so the one that is not kept on this machine.
-        harden {
-          addresses = "any";
-          inherit (cfg) user;
-        }
-        // restarts
-        // {
-          Type = "oneshot";
-          RemainAfterExit = true;
-          RestartSec = "2s";
-          RestartMaxDelaySec = "5min";
-          ExecStart = utils.escapeSystemdExecArgs [
-            (lib.getExe' cfg.package "lares")
-            "--config"
-            "/etc/lares/config.toml"
-            "model"
-            "pull"
-            name
-          ];
-          User = cfg.user;
-          Group = cfg.group;
-          # Servers run as users of their own and read what is fetched here.
-          UMask = "0022";
-          TimeoutStartSec = "infinity";
-          # It writes one large file once: everybody else comes first.
-          IOSchedulingClass = "idle";
-          Nice = 10;
-        }
-        // (
-          if inStateDirectories then
-            {
-              StateDirectory = baseNameOf modelsDir;
-              StateDirectoryMode = "0755";
+      as = "user";
+      # The one unit that fetches, so the one that is not kept on this machine.
+      addresses = "any";
+      notifies = false;
+      unit = {
+        wants = [ "network-online.target" ];
+        after = [ "network-online.target" ];
+        restartTriggers = [
+          (builtins.hashString "sha256" (
+            builtins.toJSON {
+              inherit modelsDir;
+              file = builtins.intersectAttrs {
+                source = null;
+                url = null;
+                sha256 = null;
+              } settings.models.${name};
             }
-          else
-            { ReadWritePaths = lib.optional (!hidden modelsDir) modelsDir; }
-        )
-        // shown "BindPaths" modelsDir;
+          ))
+        ];
+      };
+      serviceConfig = {
+        RestartSec = "2s";
+        RestartMaxDelaySec = "5min";
+        # Servers run as users of their own and read what is fetched here.
+        UMask = "0022";
+        TimeoutStartSec = "infinity";
+        # It writes one large file once: everybody else comes first.
+        IOSchedulingClass = "idle";
+        Nice = 10;
+      }
+      // (
+        if inStateDirectories then
+          {
+            StateDirectory = baseNameOf modelsDir;
+            StateDirectoryMode = "0755";
+          }
+        else
+          { ReadWritePaths = lib.optional (!hidden modelsDir) modelsDir; }
+      )
+      // shown "BindPaths" modelsDir;
     };
   };
 
@@ -367,71 +356,61 @@ let
         inherit (cfg.models.${name}) accelerator memoryMax;
         fetches = lib.optional (lib.elem name fetched) "lares-model-${name}.service";
       in
-      {
+      service {
+        name = "lares-llama-${name}";
         description = "Lares: llama-server of the model ${name}";
-        documentation = [ "https://github.com/lares-home/lares/blob/main/docs/models.md" ];
-        wantedBy = [ "lares.target" ];
-        partOf = [ "lares.target" ];
-        wants = [ "lares-setup.service" ] ++ fetches;
-        after = [
-          "lares-setup.service"
-          "network.target"
-        ]
-        ++ fetches;
-        startLimitIntervalSec = 0;
-        # Loading takes long, so only what this server reads restarts it, not the whole file.
-        restartTriggers = [
-          (builtins.hashString "sha256" (
-            builtins.toJSON {
-              inherit rendered;
-              inherit (settings) llama log;
-            }
-          ))
+        guide = "models.md";
+        arguments = [
+          "serve"
+          "llama"
+          name
         ];
-        environment = {
-          # OpenMP's threads spin while they wait for each other; beside any other busy process, and there are some,
-          # they then mostly wait for one that has no core.
-          OMP_WAIT_POLICY = "passive";
-        }
-        // lib.optionalAttrs (accelerator != null) {
-          XDG_CACHE_HOME = "%C/lares-llama-${name}";
-          CUDA_CACHE_PATH = "%C/lares-llama-${name}/cuda";
+        as = "nobody";
+        unit = {
+          wants = [ "lares-setup.service" ] ++ fetches;
+          after = [
+            "lares-setup.service"
+            "network.target"
+          ]
+          ++ fetches;
+          # Loading takes long, so only what this server reads restarts it, not the whole file.
+          restartTriggers = [
+            (builtins.hashString "sha256" (
+              builtins.toJSON {
+                inherit rendered;
+                inherit (settings) llama log;
+              }
+            ))
+          ];
+          environment = {
+            # OpenMP's threads spin while they wait for each other; beside any other busy process, and there are some,
+            # they then mostly wait for one that has no core.
+            OMP_WAIT_POLICY = "passive";
+          }
+          // lib.optionalAttrs (accelerator != null) {
+            XDG_CACHE_HOME = "%C/lares-llama-${name}";
+            CUDA_CACHE_PATH = "%C/lares-llama-${name}/cuda";
+          };
         };
-        serviceConfig =
-          harden { }
-          // restarts
-          // {
-            Type = "notify";
-            NotifyAccess = "main";
-            ExecStart = utils.escapeSystemdExecArgs [
-              (lib.getExe' cfg.package "lares")
-              "--config"
-              "/etc/lares/config.toml"
-              "serve"
-              "llama"
-              name
-            ];
-            DynamicUser = true;
-            # The key that the server asks for; the coordinator reads the same file.
-            LoadCredential = [ "llama.key:${cfg.stateDir}/keys/llama.key" ];
-            # What may be left of the memory is in /proc/meminfo.
-            ProcSubset = "all";
-            WatchdogSec = "60s";
-            # Reading a large model from a slow disk takes minutes.
-            TimeoutStartSec = "15min";
-            TimeoutStopSec = "30s";
-            KillMode = "mixed";
-            # A server is back in seconds and loses nothing, so when memory ends it goes before the database.
-            OOMScoreAdjust = 300;
-          }
-          // lib.optionalAttrs (memoryMax != null) {
-            MemoryMax = types.bytes memoryMax;
-          }
-          // lib.optionalAttrs (rendered.lock_memory) {
-            LimitMEMLOCK = "infinity";
-          }
-          // shown "BindReadOnlyPaths" (rendered.path or modelsDir)
-          // accelerated name accelerator;
+        serviceConfig = {
+          # The key that the server asks for; the coordinator reads the same file.
+          LoadCredential = [ "llama.key:${cfg.stateDir}/keys/llama.key" ];
+          # What may be left of the memory is in /proc/meminfo.
+          ProcSubset = "all";
+          WatchdogSec = "60s";
+          # Reading a large model from a slow disk takes minutes.
+          TimeoutStartSec = "15min";
+          # A server is back in seconds and loses nothing, so when memory ends it goes before the database.
+          OOMScoreAdjust = 300;
+        }
+        // lib.optionalAttrs (memoryMax != null) {
+          MemoryMax = types.bytes memoryMax;
+        }
+        // lib.optionalAttrs (rendered.lock_memory) {
+          LimitMEMLOCK = "infinity";
+        }
+        // shown "BindReadOnlyPaths" (rendered.path or modelsDir)
+        // accelerated name accelerator;
       };
   };
 in

@@ -9,8 +9,7 @@
 let
   cfg = config.services.lares;
   types = import ./types.nix { inherit lib; };
-  harden = import ./hardening.nix { inherit lib; };
-  restarts = import ./restarts.nix;
+  service = import ./service.nix { inherit lib utils cfg; };
   wiring = import ./wiring.nix { inherit lib cfg; };
 
   settings = cfg.renderedSettings;
@@ -165,77 +164,57 @@ in
   config = lib.mkIf (cfg.enable && cfg.ralph.enable) {
     services.lares.units = [ "lares-ralph" ];
 
-    systemd.services.lares-ralph = {
+    systemd.services.lares-ralph = service {
+      name = "lares-ralph";
       description = "Lares: works on tasks until their check passes";
-      documentation = [ "https://github.com/lares-home/lares/blob/main/docs/tasks.md" ];
-      wantedBy = [ "lares.target" ];
-      partOf = [ "lares.target" ];
-      wants = [ "lares-setup.service" ];
-      after = [
-        "lares-setup.service"
-        "network.target"
-      ]
-      ++ lib.optional cfg.coordinator.enable "lares-coordinator.service"
-      ++ wiring.storeUnits;
-      startLimitIntervalSec = 0;
-      restartTriggers = [ cfg.configFile ];
-      inherit (wiring.credentials "lares-ralph") environment;
-      path = [
-        pkgs.bash
-        pkgs.coreutils
-        pkgs.git
-      ]
-      ++ cfg.ralph.path;
-      serviceConfig =
-        harden {
-          inherit addresses;
-          inherit (cfg) user;
-        }
-        // restarts
-        // {
-          Type = "notify";
-          NotifyAccess = "main";
-          ExecStart = utils.escapeSystemdExecArgs [
-            (lib.getExe' cfg.package "lares")
-            "--config"
-            "/etc/lares/config.toml"
-            "serve"
-            "ralph"
-          ];
-          User = cfg.user;
-          Group = cfg.group;
-          SupplementaryGroups = wiring.storeGroups;
-          StateDirectory = baseNameOf cfg.stateDir;
-          StateDirectoryMode = "0750";
-          LoadCredential = (wiring.credentials "lares-ralph").load;
-          WatchdogSec = "30s";
-          # Runs get their time to end; a task that is interrupted goes on after the start.
-          TimeoutStopSec = "30s";
-          KillMode = "mixed";
+      guide = "tasks.md";
+      arguments = [
+        "serve"
+        "ralph"
+      ];
+      inherit addresses;
+      unit = {
+        wants = [ "lares-setup.service" ];
+        after = [
+          "lares-setup.service"
+          "network.target"
+        ]
+        ++ lib.optional cfg.coordinator.enable "lares-coordinator.service"
+        ++ wiring.storeUnits;
+        restartTriggers = [ cfg.configFile ];
+        path = [
+          pkgs.bash
+          pkgs.coreutils
+          pkgs.git
+        ]
+        ++ cfg.ralph.path;
+      };
+      serviceConfig = {
+        WatchdogSec = "30s";
 
-          # ralph confines each run itself (Landlock, and a root directory of the run's own), and for that makes these
-          # namespaces, as an unprivileged user, and mounts in them. A run is inside both walls: the unit's and its own.
-          RestrictNamespaces = "user mnt ipc net";
-          SystemCallFilter = [
-            "@system-service"
-            "@mount"
-            "landlock_add_rule"
-            "landlock_create_ruleset"
-            "landlock_restrict_self"
-          ];
-          # Checks are any program: just-in-time compilers make code in memory, build tools look up cores and memory in
-          # /proc.
-          MemoryDenyWriteExecute = false;
-          ProcSubset = "all";
-          # Files of a check and of a commit are for the repository's owner and other tools as well.
-          UMask = "0022";
+        # ralph confines each run itself (Landlock, and a root directory of the run's own), and for that makes these
+        # namespaces, as an unprivileged user, and mounts in them. A run is inside both walls: the unit's and its own.
+        RestrictNamespaces = "user mnt ipc net";
+        SystemCallFilter = [
+          "@system-service"
+          "@mount"
+          "landlock_add_rule"
+          "landlock_create_ruleset"
+          "landlock_restrict_self"
+        ];
+        # Checks are any program: just-in-time compilers make code in memory, build tools look up cores and memory in
+        # /proc.
+        MemoryDenyWriteExecute = false;
+        ProcSubset = "all";
+        # Files of a check and of a commit are for the repository's owner and other tools as well.
+        UMask = "0022";
 
-          ProtectHome = "tmpfs";
-          BindPaths = ifThere (lib.unique (lib.filter (path: !inState path) writable));
-          BindReadOnlyPaths = ifThere (
-            lib.unique (lib.filter (path: !inState path) (lib.subtractLists writable readable))
-          );
-        };
+        ProtectHome = "tmpfs";
+        BindPaths = ifThere (lib.unique (lib.filter (path: !inState path) writable));
+        BindReadOnlyPaths = ifThere (
+          lib.unique (lib.filter (path: !inState path) (lib.subtractLists writable readable))
+        );
+      };
     };
   };
 }

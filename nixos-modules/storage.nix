@@ -9,8 +9,7 @@
 let
   cfg = config.services.lares;
   types = import ./types.nix { inherit lib; };
-  harden = import ./hardening.nix { inherit lib; };
-  restarts = import ./restarts.nix;
+  service = import ./service.nix { inherit lib utils cfg; };
   wiring = import ./wiring.nix { inherit lib cfg; };
   settings = cfg.renderedSettings;
 in
@@ -157,46 +156,21 @@ in
       {
         services.lares.units = [ "lares-setup" ];
 
-        systemd.services.lares-setup = {
+        systemd.services.lares-setup = service {
+          name = "lares-setup";
           description = "Lares: tables and first keys";
-          documentation = [ "https://github.com/lares-home/lares/blob/main/docs/nixos.md" ];
-          wantedBy = [ "lares.target" ];
-          partOf = [ "lares.target" ];
-          # Wanted and not required, here and by the daemons: no restart of one unit stops another that is well.
-          wants = wiring.storeUnits;
-          after = wiring.storeUnits ++ [ "network.target" ];
-          startLimitIntervalSec = 0;
-          # Another database needs its tables and keys too.
-          restartTriggers = [ (builtins.hashString "sha256" (builtins.toJSON settings.store)) ];
-          environment =
-            (wiring.credentials "lares-setup").environment
-            // lib.optionalAttrs (settings.ralph ? coordinator_key_file) {
-              # That key is another coordinator's to know; the one for this machine is made in its usual place.
-              LARES_RALPH__COORDINATOR_KEY_FILE = "${cfg.stateDir}/keys/agent.key";
-            };
-          serviceConfig =
-            harden {
-              addresses = cfg.allowedAddresses;
-              inherit (cfg) user;
-            }
-            // restarts
-            // {
-              Type = "oneshot";
-              RemainAfterExit = true;
-              ExecStart = utils.escapeSystemdExecArgs [
-                (lib.getExe' cfg.package "lares")
-                "--config"
-                "/etc/lares/config.toml"
-                "setup"
-              ];
-              User = cfg.user;
-              Group = cfg.group;
-              SupplementaryGroups = wiring.storeGroups;
-              StateDirectory = baseNameOf cfg.stateDir;
-              StateDirectoryMode = "0750";
-              LoadCredential = (wiring.credentials "lares-setup").load;
-              TimeoutStartSec = "5min";
-            };
+          guide = "nixos.md";
+          arguments = [ "setup" ];
+          addresses = cfg.allowedAddresses;
+          notifies = false;
+          unit = {
+            # Wanted and not required, here and by the daemons: no restart of one unit stops another that is well.
+            wants = wiring.storeUnits;
+            after = wiring.storeUnits ++ [ "network.target" ];
+            # Another database needs its tables and keys too.
+            restartTriggers = [ (builtins.hashString "sha256" (builtins.toJSON settings.store)) ];
+          };
+          serviceConfig.TimeoutStartSec = "5min";
         };
       }
 
