@@ -13,6 +13,7 @@
 
 mod error;
 mod feed;
+mod inherited;
 mod journal;
 mod logfile;
 mod machine;

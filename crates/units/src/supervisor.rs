@@ -91,6 +91,7 @@ impl Supervisor {
             let refuse = |reason| SetupError::Probe { unit: spec.name.clone(), reason };
             spec.probe.validate().map_err(refuse)?;
         }
+        crate::inherited::unignore(specs.iter().map(|spec| spec.stop_signal.signal()));
         let spawner = Spawner::start().await?;
         let names: Vec<UnitName> = specs.iter().map(|spec| spec.name.clone()).collect();
         let (logs, sinks) = Writer::start(&settings.logs, &names, settings.units.log_max.0)?;

@@ -59,6 +59,17 @@ async fn the_stop_signal_is_the_units_own_and_its_last_words_are_kept() {
     assert!(file.contains("out armed") && file.contains("out fast shutdown"), "{file}");
 }
 
+/// As a shell's background job, which starts with SIGINT ignored.
+#[test]
+fn a_supervisor_that_ignores_a_signal_can_stop_its_units_with_it() {
+    let test = "the_stop_signal_is_the_units_own_and_its_last_words_are_kept";
+    let program = std::env::current_exe().unwrap();
+    let line = format!("trap '' INT; exec '{}' --exact {test}", program.display());
+    let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
 #[tokio::test]
 async fn a_group_is_stopped_with_its_grandchildren() {
     let house = House::of(vec![shell("unit", "(sleep 1000 & echo grandchild $!; wait) & wait")]).await;
