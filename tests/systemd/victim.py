@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A service to break: an HTTP server with the ways to fail of real ones, each with the words real ones use.
 
-    victim PORT [--after SECONDS] [--file PATH] [--needs PORT] [--patient] [--database PATH] [--orphan]
+    victim PORT [--says TEXT] [--file PATH] [--needs PORT] [--patient] [--database PATH] [--orphan]
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 
 parser = argparse.ArgumentParser()
 parser.add_argument("port", type=int)
-parser.add_argument("--after", type=float, default=0, help="seconds before it listens")
+parser.add_argument("--says", default="ok", help="what it answers")
 parser.add_argument("--file", help="a file it reads first")
 parser.add_argument("--needs", type=int, help="a port of 127.0.0.1 it has to reach first")
 parser.add_argument("--patient", action="store_true", help="tries until it reaches that port")
@@ -32,7 +32,6 @@ def end(text):
     sys.exit(1)
 
 
-time.sleep(arguments.after)
 if arguments.file:
     try:
         with open(arguments.file, "rb") as file:
@@ -69,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             say(self.path.removeprefix("/say?"))
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"ok")
+        self.wfile.write(arguments.says.encode())
 
     def log_message(self, *_):
         pass
