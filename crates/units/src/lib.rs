@@ -1,7 +1,7 @@
-//! The child-process supervisor behind `lares up`: it starts units in order, keeps them running, and leaves nothing behind.
+//! Units and who runs them: the port to a service manager ([`port::Manager`]), systemd behind it ([`Systemd`]), and the
+//! child-process supervisor of `lares up`, which starts units in order, keeps them running, and leaves nothing behind.
 //!
-//! A [`UnitSpec`] says what to run and when it is ready; [`Supervisor`] runs it. The names follow the service manager's
-//! (unit, state, start/stop/restart, a stream of changes, a stream of log lines), so that systemd can stand behind the same words.
+//! A [`UnitSpec`] says what to run and when it is ready; [`Supervisor`] runs it; [`Children`] makes it a manager.
 //!
 //! ```text
 //! supervisor ── one task a unit: runner ── machine   what happens next (pure)
@@ -11,6 +11,7 @@
 //!     └─ order: who starts after whom, who stops when     usage: what it costs
 //! ```
 
+mod children;
 mod error;
 mod feed;
 mod inherited;
@@ -19,14 +20,17 @@ mod logfile;
 mod machine;
 mod name;
 mod order;
+pub mod port;
 mod probe;
 mod runner;
 mod spawn;
 mod spec;
 mod status;
 mod supervisor;
+mod systemd;
 mod usage;
 
+pub use children::Children;
 pub use error::{ControlError, NotReady, SetupError, UnreadyUnit};
 pub use feed::{Feed, FeedItem, LogFeed};
 pub use journal::{LogLine, LogStream};
@@ -35,4 +39,5 @@ pub use probe::{Check, Probe};
 pub use spec::{Credentials, Liveness, StopSignal, UnitSpec};
 pub use status::{Change, Exit, State, UnitStatus};
 pub use supervisor::{Settings, Supervisor};
+pub use systemd::{Systemd, SystemdSettings};
 pub use usage::Usage;

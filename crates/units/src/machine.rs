@@ -155,6 +155,11 @@ impl Machine {
         }
     }
 
+    /// Whether it failed and waits for its next try.
+    pub(crate) fn is_failing(&self) -> bool {
+        matches!(self.phase, Phase::Backoff { .. })
+    }
+
     /// Whether it waits for [`Event::AfterActive`].
     pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.phase, Phase::Waiting)

@@ -43,10 +43,20 @@ pub(crate) enum Want {
     },
 }
 
+/// One step of a unit, finer than a [`Change`]: also a start that fails, which leaves a unit `activating`.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) unit: UnitName,
+    pub(crate) from: Snapshot,
+    pub(crate) to: Snapshot,
+}
+
 /// The unit as others see it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Snapshot {
     pub(crate) state: State,
+    /// It failed, and waits for its next try.
+    pub(crate) failing: bool,
     pub(crate) cause: String,
     pub(crate) since: Timestamp,
     pub(crate) pid: Option<u32>,
@@ -60,6 +70,7 @@ impl Snapshot {
     fn of(machine: &Machine, since: Timestamp) -> Self {
         Self {
             state: machine.state(),
+            failing: machine.is_failing(),
             cause: machine.cause.clone(),
             since,
             pid: machine.pid,
@@ -91,6 +102,7 @@ pub(crate) struct Runner {
     spawner: Spawner,
     journal: Arc<Journal>,
     changes: broadcast::Sender<Change>,
+    steps: broadcast::Sender<Step>,
     snapshot: watch::Sender<Snapshot>,
     commands: mpsc::Receiver<Command>,
     after: Vec<watch::Receiver<Snapshot>>,
@@ -112,6 +124,7 @@ impl Runner {
         spawner: Spawner,
         journal: Arc<Journal>,
         changes: broadcast::Sender<Change>,
+        steps: broadcast::Sender<Step>,
         commands: mpsc::Receiver<Command>,
     ) -> (Self, watch::Receiver<Snapshot>) {
         let mut machine = Machine::new(policy);
@@ -129,6 +142,7 @@ impl Runner {
             spawner,
             journal,
             changes,
+            steps,
             snapshot,
             commands,
             after: Vec::new(),
@@ -270,6 +284,10 @@ impl Runner {
         }
         let cause = now.cause.clone();
         let new_process = now.pid.is_some() && now.pid != before.pid;
+        if self.steps.receiver_count() > 0 && (changed || now.failing != before.failing) {
+            // Fails only when the last reader has just gone.
+            let _ = self.steps.send(Step { unit: self.spec.name.clone(), from: before.clone(), to: now.clone() });
+        }
         self.snapshot.send_replace(now);
         if changed || new_process {
             let mut text = format!("{to}: {cause}");

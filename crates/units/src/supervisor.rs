@@ -18,7 +18,7 @@ use crate::machine::Policy;
 use crate::name::UnitName;
 use crate::order::Order;
 use crate::probe::Probe;
-use crate::runner::{Command, Runner, Snapshot, Want, all};
+use crate::runner::{Command, Runner, Snapshot, Step, Want, all};
 use crate::spawn::Spawner;
 use crate::spec::UnitSpec;
 use crate::status::{Change, State, UnitStatus};
@@ -63,6 +63,7 @@ struct Inner {
     order: Order,
     settings: Settings,
     changes: broadcast::Sender<Change>,
+    steps: broadcast::Sender<Step>,
     lines: broadcast::Sender<Arc<LogLine>>,
     logs: Writer,
     closing: CancellationToken,
@@ -96,6 +97,7 @@ impl Supervisor {
         let names: Vec<UnitName> = specs.iter().map(|spec| spec.name.clone()).collect();
         let (logs, sinks) = Writer::start(&settings.logs, &names, settings.units.log_max.0)?;
         let changes = broadcast::Sender::new(CHANGES);
+        let steps = broadcast::Sender::new(CHANGES);
         let lines = broadcast::Sender::new(FOLLOWER_LINES);
         let mut units = Vec::with_capacity(specs.len());
         let mut runners = Vec::with_capacity(specs.len());
@@ -109,6 +111,7 @@ impl Supervisor {
                 spawner.clone(),
                 Arc::clone(&journal),
                 changes.clone(),
+                steps.clone(),
                 inbox,
             );
             runners.push(runner);
@@ -119,7 +122,7 @@ impl Supervisor {
         }
         let closing = shutdown.child_token();
         let closed = CancellationToken::new();
-        let supervisor = Self(Arc::new(Inner { units, order, settings, changes, lines, logs, closing, closed }));
+        let supervisor = Self(Arc::new(Inner { units, order, settings, changes, steps, lines, logs, closing, closed }));
         let conductor = supervisor.clone();
         tokio::spawn(async move {
             conductor.0.closing.cancelled().await;
@@ -171,6 +174,27 @@ impl Supervisor {
     /// State changes of all units from now on.
     pub fn changes(&self) -> Feed<Change> {
         Feed::new(self.0.changes.subscribe())
+    }
+
+    /// Every step of all units from now on.
+    pub(crate) fn steps(&self) -> Feed<Step> {
+        Feed::new(self.0.steps.subscribe())
+    }
+
+    /// The units it knows, with their specs.
+    pub(crate) fn specs(&self) -> impl Iterator<Item = &UnitSpec> {
+        self.0.units.iter().map(|unit| unit.spec.as_ref())
+    }
+
+    /// The unit as it is now, and its spec.
+    pub(crate) fn look(&self, name: &str) -> Result<(Snapshot, &UnitSpec), ControlError> {
+        let unit = &self.0.units[self.find(name)?];
+        Ok((unit.snapshot.borrow().clone(), &unit.spec))
+    }
+
+    /// How it runs its units.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
     }
 
     /// The last `count` log lines of a unit, oldest first; at most the 1000 that are kept.

@@ -104,8 +104,12 @@ pub async fn gone(pid: u32) {
 
 /// The example program; cargo builds it together with the tests.
 pub fn example() -> std::path::PathBuf {
+    example_called("supervise")
+}
+
+pub fn example_called(name: &str) -> std::path::PathBuf {
     let tests = std::env::current_exe().unwrap();
-    let path = tests.parent().and_then(Path::parent).unwrap().join("examples/supervise");
-    assert!(path.exists(), "{} is missing: cargo build -p lares-units --example supervise", path.display());
+    let path = tests.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is missing: cargo build -p lares-units --example {name}", path.display());
     path
 }
