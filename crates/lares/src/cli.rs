@@ -104,6 +104,9 @@ Example:
     /// Coding tasks: submit one, watch it, merge its result
     #[command(subcommand)]
     Task(Task),
+    /// The healer: what it would make of a log
+    #[command(subcommand)]
+    Heal(Heal),
     /// API keys
     #[command(subcommand)]
     Key(Key),
@@ -271,6 +274,35 @@ pub struct Submit {
     /// Do not wait: print the id and return
     #[arg(short, long)]
     pub detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Heal {
+    /// Say of each line on standard input which known failure it shows, one JSON object a line
+    #[command(after_help = "\
+Examples:
+  journalctl -u nginx -o cat | lares heal classify | jq 'select(.pattern)'
+  journalctl -f -o json | lares heal classify --journal      knows lines of the kernel and systemd from forged ones
+  lares heal classify --patterns mine.toml < app.log
+  lares heal classify --tsv lines.tsv                        how well the patterns do on labelled lines
+
+Each object has: line, pattern (or null), rule, evidence, remedy. With --tsv, the table has tab-separated columns
+pattern, software, line, source; `neg:PATTERN` marks a line that looks like the pattern and is not; the exit code is 1
+when a line was not recognised as what it is. docs/healing.md says how patterns are written.")]
+    Classify(Classify),
+}
+
+#[derive(Debug, Args)]
+pub struct Classify {
+    /// Patterns (TOML) that add to those of Lares, or change them
+    #[arg(long, value_name = "FILE")]
+    pub patterns: Option<PathBuf>,
+    /// Standard input is the output of `journalctl -o json`
+    #[arg(long, conflicts_with = "tsv")]
+    pub journal: bool,
+    /// Measure precision and recall on a table of labelled lines instead
+    #[arg(long, value_name = "FILE")]
+    pub tsv: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

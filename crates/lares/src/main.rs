@@ -12,6 +12,7 @@ mod control;
 mod daemon;
 mod demo;
 mod engine;
+mod heal;
 mod key;
 mod llama;
 mod logging;
@@ -53,6 +54,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Man { directory } => return manual::pages(&directory).map(|()| exit::OK),
         Command::Config(command) => return configuration::run(&global, command).map(|()| exit::OK),
+        Command::Heal(command) => return heal::run(&global, command),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -68,7 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             Command::Model(command) => model::run(&global, command).await,
             Command::Engine(command) => engine::run(&global, &command).await,
             Command::Demo(arguments) => demo::run(&global, &arguments).await,
-            Command::Completions { .. } | Command::Man { .. } | Command::Config(_) => Ok(exit::OK),
+            Command::Completions { .. } | Command::Man { .. } | Command::Config(_) | Command::Heal(_) => Ok(exit::OK),
         }
     });
     // Whatever still blocks a thread of the pool (a file on a dead disk) must not keep the process.
@@ -87,6 +89,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if error.downcast_ref::<control::NotRunning>().is_some() {
         return exit::UNREACHABLE;
+    }
+    if error.downcast_ref::<lares_healer::patterns::Error>().is_some() {
+        return exit::CONFIG;
     }
     if error.downcast_ref::<lares_config::Error>().is_some() { exit::CONFIG } else { exit::FAILURE }
 }

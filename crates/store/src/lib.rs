@@ -10,6 +10,7 @@ pub mod cluster;
 mod connect;
 mod error;
 pub mod events;
+pub mod incidents;
 pub mod keys;
 mod migrations;
 pub mod notify;
@@ -74,6 +75,11 @@ impl Store {
     /// Tasks, iterations and checks.
     pub fn tasks(&self) -> tasks::Tasks<'_> {
         tasks::Tasks::new(&self.inner.pool)
+    }
+
+    /// Incidents of units.
+    pub fn incidents(&self) -> incidents::Incidents<'_> {
+        incidents::Incidents { store: self }
     }
 
     /// Telemetry.

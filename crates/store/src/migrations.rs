@@ -15,6 +15,7 @@ pub(crate) struct Migration {
 const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "base", sql: include_str!("../migrations/0001_base.sql") },
     Migration { version: 2, name: "tasks", sql: include_str!("../migrations/0002_tasks.sql") },
+    Migration { version: 3, name: "incidents", sql: include_str!("../migrations/0003_incidents.sql") },
 ];
 
 /// Key of the advisory lock that daemons starting together queue on: "lares" in ASCII.
