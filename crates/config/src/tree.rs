@@ -37,8 +37,6 @@ pub struct Config {
     pub agents: Agents,
     /// The loop that works on tasks.
     pub ralph: Ralph,
-    /// What keeps units running.
-    pub healer: Healer,
 }
 
 impl Default for Config {
@@ -54,7 +52,6 @@ impl Default for Config {
             coordinator: Coordinator::default(),
             agents: Agents::default(),
             ralph: Ralph::default(),
-            healer: Healer::default(),
         }
     }
 }
@@ -619,7 +616,8 @@ impl Default for Ralph {
     }
 }
 
-/// What keeps units running.
+/// What keeps units running. No section of the tree yet: a key that nobody reads is worse than none, so it comes with
+/// the healer's daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Healer {
