@@ -93,7 +93,7 @@ Example:
 
 `lares up` does this by itself; under systemd a unit does it before the daemons start.")]
     Setup,
-    /// What runs where, under `lares up`
+    /// What runs where, under `lares up` or under systemd
     #[command(
         after_help = "Examples:\n  lares status\n  lares status --json | jq '.units[] | select(.state != \"active\")'"
     )]
