@@ -67,6 +67,7 @@ unit: ## Run the tests
 systemd: ## Start the units that the modules render under real systemd, an older and a newer one
 	@$(PARTS) tests/systemd/run
 	@$(PARTS) tests/systemd/run --suite sid
+	@$(PARTS) tests/systemd/dry-run
 
 bench: fixtures ## Measure against a baseline in the same run
 	@$(PARTS) scripts/bench

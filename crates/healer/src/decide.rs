@@ -160,7 +160,7 @@ impl fmt::Display for Reason {
             Self::Paused => "it is paused",
             Self::ShuttingDown => "the machine goes down",
             Self::Rebuilding => "nixos-rebuild runs",
-            Self::OperatorStopped => "somebody stopped it",
+            Self::OperatorStopped => "nothing failed: somebody stopped it, or nobody started it",
             Self::JobQueued => "systemd has a job for it",
             Self::DependencyBusy => "what it needs does not answer yet",
             Self::DependencyNotOurs => "what it needs is down and not ours to start",

@@ -10,6 +10,7 @@ pub mod incident;
 pub mod learn;
 pub mod measure;
 pub mod moment;
+pub mod observe;
 pub mod patterns;
 pub mod remedy;
 pub mod restraint;

@@ -290,6 +290,27 @@ Each object has: line, pattern (or null), rule, evidence, remedy. With --tsv, th
 pattern, software, line, source; `neg:PATTERN` marks a line that looks like the pattern and is not; the exit code is 1
 when a line was not recognised as what it is. docs/healing.md says how patterns are written.")]
     Classify(Classify),
+    /// What the healer would do about a unit of systemd now, and why; nothing is done
+    #[command(after_help = "\
+Examples:
+  sudo lares heal dry-run nginx.service
+  sudo lares heal dry-run app.service --may postgresql.service
+
+The unit itself counts as one that may be acted on; others only when they are named with --may. Root sees more: journals
+and processes of other users.")]
+    DryRun(DryRun),
+}
+
+#[derive(Debug, Args)]
+pub struct DryRun {
+    /// The unit, by its full name
+    pub unit: String,
+    /// Another unit that may be acted on, such as a database it needs; may be repeated
+    #[arg(long, value_name = "UNIT")]
+    pub may: Vec<String>,
+    /// Take a unit that somebody stopped as one that should run
+    #[arg(long)]
+    pub keep_running: bool,
 }
 
 #[derive(Debug, Args)]

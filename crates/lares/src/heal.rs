@@ -1,15 +1,24 @@
-//! `lares heal …`: what the healer would make of a log.
+//! `lares heal …`: what the healer would make of a log, or of a unit as it is now.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lares_healer::classify::{Classifier, Entry, Match};
+use lares_healer::decide::{Decision, History, Policy, decide};
+use lares_healer::diagnose::{Cause, diagnose};
+use lares_healer::facts::Facts;
 use lares_healer::measure::{self, Measurement};
+use lares_healer::observe::Observer;
 use lares_healer::patterns::{Origin, Patterns, Remedy};
+use lares_healer::remedy::Step;
+use lares_units::port::UnitId;
+use lares_units::{Systemd, SystemdSettings};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::timeout;
 
 use crate::cli::{self, Global, exit};
 use crate::output::{self, Output};
@@ -18,6 +27,8 @@ use crate::output::{self, Output};
 const LINE_MAX: usize = 64 * 1024;
 /// Bytes read at once.
 const READ_SIZE: usize = 64 * 1024;
+/// Longest that looking at one unit may take.
+const DRY_RUN: Duration = Duration::from_secs(20);
 /// Largest table of labelled lines, in bytes.
 const TABLE_MAX: u64 = 64 * 1024 * 1024;
 
@@ -37,7 +48,81 @@ pub fn run(global: &Global, command: cli::Heal) -> Result<u8> {
                 None => classify(&classifier, arguments.journal).map(|()| exit::OK),
             }
         }
+        cli::Heal::DryRun(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(dry_run(Output { json: global.json }, arguments)).map(|()| exit::OK)
+        }
     }
+}
+
+/// What would be done about a unit.
+#[derive(Serialize)]
+struct Outlook {
+    cause: Cause,
+    explanation: String,
+    decision: Decision,
+    steps: Vec<Vec<Step>>,
+    advice: Option<String>,
+    facts: Facts,
+    unknown: Vec<String>,
+}
+
+async fn dry_run(output: Output, arguments: cli::DryRun) -> Result<()> {
+    let unit = UnitId::new(arguments.unit.as_str())?;
+    let systemd = Systemd::connect(SystemdSettings::default())
+        .await
+        .context("units of systemd can be looked at where systemd runs; `lares status` shows those of `lares up`")?;
+    let classifier = Classifier::builtin();
+    let ours = arguments.may.into_iter().chain([unit.to_string()]);
+    let seen = timeout(DRY_RUN, Observer::new(&systemd, &classifier, ours).observe(&unit))
+        .await
+        .with_context(|| format!("looking at {unit} took longer than {} s", DRY_RUN.as_secs()))??;
+    let facts = seen.facts;
+    let policy = Policy { keep_running: arguments.keep_running, ..Policy::default() };
+    let cause = diagnose(&facts, &policy);
+    let decision = decide(&facts, &cause, &policy, &History::default());
+    let steps = match &decision {
+        Decision::Act { ladder, .. } => ladder.iter().map(|remedy| remedy.steps(&facts)).collect(),
+        Decision::Ask { remedy } => vec![remedy.steps(&facts)],
+        Decision::Hold { .. } => Vec::new(),
+    };
+    let outlook = Outlook {
+        explanation: cause.to_string(),
+        advice: cause.advice(&facts.unit),
+        cause,
+        decision,
+        steps,
+        facts,
+        unknown: seen.unknown,
+    };
+    output.value(&outlook, describe)
+}
+
+fn describe(outlook: &Outlook) -> String {
+    let facts = &outlook.facts;
+    let mut rows: Vec<(&str, String)> = vec![("unit", facts.unit.clone())];
+    rows.extend(facts.symptoms.iter().map(|symptom| ("symptom", symptom.to_string())));
+    rows.extend(facts.matched.iter().flat_map(|found| found.evidence.iter().map(|line| ("it said", line.clone()))));
+    rows.push(("cause", outlook.explanation.clone()));
+    let listed = |steps: &[Step]| steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", then ");
+    match &outlook.decision {
+        Decision::Hold { reason, alert } => {
+            let told = if *alert { "; a person is told" } else { "" };
+            rows.push(("nothing", format!("{reason}{told}")));
+        }
+        Decision::Act { alert, .. } => {
+            let first = std::iter::once("would").chain(std::iter::repeat("else"));
+            rows.extend(first.zip(&outlook.steps).map(|(word, steps)| (word, listed(steps))));
+            if *alert {
+                rows.push(("and", "tell a person".to_owned()));
+            }
+        }
+        Decision::Ask { .. } => rows.extend(outlook.steps.iter().map(|steps| ("would ask", listed(steps)))),
+    }
+    rows.extend(outlook.advice.iter().map(|advice| ("advice", advice.clone())));
+    rows.extend(outlook.unknown.iter().map(|what| ("unknown", what.clone())));
+    let lines: Vec<String> = rows.into_iter().map(|(word, text)| format!("{word:<9} {text}")).collect();
+    lines.join("\n")
 }
 
 /// One line of the answer.
