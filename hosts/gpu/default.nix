@@ -2,23 +2,13 @@
 # without ROCm: `vulkanSupport = true` and `accelerator = "vulkan"`; neither needs the NVIDIA lines.
 { pkgs, ... }:
 {
+  imports = [ ../hardware-configuration.nix ];
+
   networking.hostName = "gpu";
   nixpkgs.hostPlatform = "x86_64-linux";
   # NVIDIA's driver and CUDA are not free software.
   nixpkgs.config.allowUnfree = true;
   system.stateVersion = "26.05";
-
-  # Of your machine: what `nixos-generate-config` writes.
-  boot.loader.systemd-boot.enable = true;
-  boot.loader.efi.canTouchEfiVariables = true;
-  fileSystems."/" = {
-    device = "/dev/disk/by-label/nixos";
-    fsType = "ext4";
-  };
-  fileSystems."/boot" = {
-    device = "/dev/disk/by-label/boot";
-    fsType = "vfat";
-  };
 
   hardware.graphics.enable = true;
   hardware.nvidia = {

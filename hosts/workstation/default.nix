@@ -1,21 +1,11 @@
 # One machine without a GPU: a model for code, one for embeddings, and a person whose repositories ralph works on.
 { pkgs, ... }:
 {
+  imports = [ ../hardware-configuration.nix ];
+
   networking.hostName = "workstation";
   nixpkgs.hostPlatform = "x86_64-linux";
   system.stateVersion = "26.05";
-
-  # Of your machine: what `nixos-generate-config` writes.
-  boot.loader.systemd-boot.enable = true;
-  boot.loader.efi.canTouchEfiVariables = true;
-  fileSystems."/" = {
-    device = "/dev/disk/by-label/nixos";
-    fsType = "ext4";
-  };
-  fileSystems."/boot" = {
-    device = "/dev/disk/by-label/boot";
-    fsType = "vfat";
-  };
 
   users.users.alice = {
     isNormalUser = true;

@@ -16,21 +16,11 @@ let
   harden = import ../../../nixos-modules/hardening.nix { inherit lib; };
 in
 {
+  imports = [ ../../hardware-configuration.nix ];
+
   networking.hostName = "control";
   nixpkgs.hostPlatform = "x86_64-linux";
   system.stateVersion = "26.05";
-
-  # Of your machine: what `nixos-generate-config` writes.
-  boot.loader.systemd-boot.enable = true;
-  boot.loader.efi.canTouchEfiVariables = true;
-  fileSystems."/" = {
-    device = "/dev/disk/by-label/nixos";
-    fsType = "ext4";
-  };
-  fileSystems."/boot" = {
-    device = "/dev/disk/by-label/boot";
-    fsType = "vfat";
-  };
 
   networking.wireguard.interfaces.${network.interface} = {
     ips = [ "${network.control.address}/24" ];

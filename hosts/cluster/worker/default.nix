@@ -11,21 +11,11 @@ let
   self = network.workers.${config.networking.hostName};
 in
 {
+  imports = [ ../../hardware-configuration.nix ];
+
   networking.hostName = "worker1";
   nixpkgs.hostPlatform = "x86_64-linux";
   system.stateVersion = "26.05";
-
-  # Of your machine: what `nixos-generate-config` writes.
-  boot.loader.systemd-boot.enable = true;
-  boot.loader.efi.canTouchEfiVariables = true;
-  fileSystems."/" = {
-    device = "/dev/disk/by-label/nixos";
-    fsType = "ext4";
-  };
-  fileSystems."/boot" = {
-    device = "/dev/disk/by-label/boot";
-    fsType = "vfat";
-  };
 
   networking.wireguard.interfaces.${network.interface} = {
     ips = [ "${self.address}/24" ];
