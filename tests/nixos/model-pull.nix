@@ -2,7 +2,7 @@
 # the configured one is refused.
 {
   nodes = {
-    mirror =
+    shelf =
       { pkgs, ... }:
       {
         services.lares.enable = false;
@@ -26,12 +26,12 @@
         ralph.enable = false;
         models = {
           tiny = {
-            url = "http://mirror/tiny.gguf";
+            url = "http://shelf/tiny.gguf";
             sha256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818";
             contextSize = 1024;
           };
           forged = {
-            url = "http://mirror/tiny.gguf";
+            url = "http://shelf/tiny.gguf";
             sha256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32";
           };
         };
@@ -40,9 +40,9 @@
   };
 
   testScript = ''
-    mirror.start()
-    mirror.wait_for_unit("nginx.service")
-    mirror.wait_for_open_port(80)
+    shelf.start()
+    shelf.wait_for_unit("nginx.service")
+    shelf.wait_for_open_port(80)
     machine.start()
 
     with subtest("the file is fetched, then served"):
@@ -58,8 +58,8 @@
     with subtest("a coordinator does not wait for a model that never comes"):
         machine.wait_for_unit("lares-coordinator.service", timeout=120)
 
-    with subtest("the file is there after a restart, without the mirror"):
-        mirror.shutdown()
+    with subtest("the file is there after a restart, without the other machine"):
+        shelf.shutdown()
         machine.shutdown()
         machine.start()
         machine.wait_for_unit("lares-llama-tiny.service", timeout=300)
