@@ -293,7 +293,7 @@ when a line was not recognised as what it is. docs/healing.md says how patterns 
     /// What the healer would do about a unit of systemd now, and why; nothing is done
     #[command(after_help = "\
 Examples:
-  sudo lares heal dry-run nginx.service
+  sudo lares heal dry-run nginx
   sudo lares heal dry-run app.service --may postgresql.service
 
 The unit itself counts as one that may be acted on; others only when they are named with --may. Root sees more: journals
@@ -303,7 +303,7 @@ and processes of other users.")]
 
 #[derive(Debug, Args)]
 pub struct DryRun {
-    /// The unit, by its full name
+    /// The unit; `.service` may be left out
     pub unit: String,
     /// Another unit that may be acted on, such as a database it needs; may be repeated
     #[arg(long, value_name = "UNIT")]

@@ -67,13 +67,23 @@ struct Outlook {
     unknown: Vec<String>,
 }
 
+/// A name as `systemctl` takes it: without a kind it is a service.
+fn service(name: &str) -> Result<UnitId> {
+    let unit = UnitId::new(name);
+    match unit {
+        Ok(unit) if unit.kind().is_some() => Ok(unit),
+        _ => Ok(UnitId::new(format!("{name}.service"))?),
+    }
+}
+
 async fn dry_run(output: Output, arguments: cli::DryRun) -> Result<()> {
-    let unit = UnitId::new(arguments.unit.as_str())?;
+    let unit = service(&arguments.unit)?;
     let systemd = Systemd::connect(SystemdSettings::default())
         .await
         .context("units of systemd can be looked at where systemd runs; `lares status` shows those of `lares up`")?;
     let classifier = Classifier::builtin();
-    let ours = arguments.may.into_iter().chain([unit.to_string()]);
+    let may: Vec<UnitId> = arguments.may.iter().map(|name| service(name)).collect::<Result<_>>()?;
+    let ours = may.iter().chain([&unit]).map(ToString::to_string);
     let seen = timeout(DRY_RUN, Observer::new(&systemd, &classifier, ours).observe(&unit))
         .await
         .with_context(|| format!("looking at {unit} took longer than {} s", DRY_RUN.as_secs()))??;

@@ -1,12 +1,15 @@
 //! `lares serve DAEMON`: one daemon in this process, until SIGTERM or SIGINT.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use lares_agents::sandbox::Launcher;
+use lares_config::Config;
 use lares_store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::cli::{Daemon, Global, exit};
 use crate::{configuration, llama, logging, notify};
@@ -19,25 +22,33 @@ pub async fn run(global: &Global, daemon: Daemon) -> Result<u8> {
     let config = Arc::new(configuration::load(global)?.config);
     logging::start(&config.log)?;
     let shutdown = shutdown_on_signals()?;
-    let listen = match &daemon {
-        Daemon::Llama { model } => {
-            llama::serve(&config, model, shutdown).await?;
-            return Ok(exit::OK);
-        }
-        Daemon::Coordinator => config.coordinator.listen,
-        Daemon::Ralph => config.ralph.listen,
-    };
-    let store = tokio::select! {
-        store = Store::connect(&config.store, &config.state_dir) => store?,
-        () = shutdown.cancelled() => return Ok(exit::OK),
-    };
-    let attended = tokio::spawn(notify::attend(format!("http://{listen}/health"), shutdown.clone()));
     match daemon {
-        Daemon::Ralph => lares_ralph::serve(config, store, launcher()?, shutdown).await?,
-        _ => lares_coordinator::serve(config, store, shutdown).await?,
+        Daemon::Llama { model } => llama::serve(&config, &model, shutdown).await?,
+        Daemon::Coordinator => {
+            let Some(store) = connect(&config, &shutdown).await? else { return Ok(exit::OK) };
+            let _attended = attend(config.coordinator.listen, &shutdown);
+            lares_coordinator::serve(config, store, shutdown).await?;
+        }
+        Daemon::Ralph => {
+            let Some(store) = connect(&config, &shutdown).await? else { return Ok(exit::OK) };
+            let _attended = attend(config.ralph.listen, &shutdown);
+            lares_ralph::serve(config, store, launcher()?, shutdown).await?;
+        }
     }
-    attended.abort();
     Ok(exit::OK)
+}
+
+/// The store; none when the daemon is told to stop before it answers.
+async fn connect(config: &Config, shutdown: &CancellationToken) -> Result<Option<Store>> {
+    tokio::select! {
+        store = Store::connect(&config.store, &config.state_dir) => Ok(Some(store?)),
+        () = shutdown.cancelled() => Ok(None),
+    }
+}
+
+/// Tells systemd about the daemon that listens here, until this is dropped.
+fn attend(listen: SocketAddr, shutdown: &CancellationToken) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(notify::attend(format!("http://{listen}/health"), shutdown.clone())))
 }
 
 /// This binary, as the launcher of confined runs.
