@@ -39,7 +39,7 @@ pub fn run(global: &Global, command: cli::Heal) -> Result<u8> {
             let classifier = match &arguments.patterns {
                 Some(path) => {
                     let named = || format!("in the pattern file {}", path.display());
-                    Classifier::new(Patterns::with_file(path)?).with_context(named)?
+                    Patterns::with_file(path).and_then(Classifier::new).with_context(named)?
                 }
                 None => Classifier::builtin(),
             };

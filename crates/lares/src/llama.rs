@@ -30,7 +30,8 @@ const CREDENTIAL: &str = "llama.key";
 pub async fn serve(config: &Config, name: &str, shutdown: CancellationToken) -> Result<()> {
     let Some(model) = config.models.get(name) else {
         let known: Vec<_> = config.models.keys().map(String::as_str).collect();
-        bail!("there is no models.{name} in the configuration; there is {}", known.join(", "));
+        let known = if known.is_empty() { "no model at all".to_owned() } else { known.join(", ") };
+        bail!("there is no models.{name} in the configuration; there is {known}");
     };
     if model.port == 0 {
         bail!("models.{name}.port: set a port; only `lares up` chooses one");

@@ -114,7 +114,9 @@ pub async fn setup(global: &Global) -> Result<u8> {
     make_state_dir(&config.state_dir).await?;
     ensure_llama_key(&config).await?;
     // Connecting brings the tables up to date.
-    let store = Store::connect(&config.store, &config.state_dir).await?;
+    let store = Store::connect(&config.store, &config.state_dir)
+        .await
+        .context("tables and keys are kept in PostgreSQL; set store.url to one that runs, or use `lares up`, which brings its own")?;
     ensure_keys(&store, &config).await?;
     let keys = [config.admin_key_file(), config.agent_key_file(), config.llama_key_file()];
     Output { json: global.json }.value(&serde_json::json!({ "state_dir": config.state_dir, "keys": keys }), |_| {

@@ -119,6 +119,7 @@ fn a_users_file_adds_and_a_wrong_one_is_refused() {
     assert_eq!(refused.status.code(), Some(78), "{}", text(&refused));
     let said = text(&refused);
     assert!(said.contains("pattern `licence_expired`, remedy: `reboot` is no remedy; use one of restart,"), "{said}");
+    assert!(said.contains(named), "{said}");
     let absent = run(&["--patterns", "/nonexistent.toml"], b"");
     assert!(text(&absent).contains("/nonexistent.toml"), "{}", text(&absent));
 }

@@ -203,6 +203,19 @@ fn a_model_is_served_as_a_unit_and_its_end_is_the_units() {
 }
 
 #[test]
+fn setup_without_a_database_says_what_to_do_and_keeps_its_keys() {
+    let state = state_dir();
+    let nowhere = "[store]\nurl = \"postgresql://lares@127.0.0.1:9/lares\"\nconnect_timeout = \"500ms\"\n";
+    std::fs::write(state.path().join("lares.toml"), nowhere).unwrap();
+    let output = command(state.path(), &["setup"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("set store.url to one that runs"), "{}", text(&output));
+    assert!(state.path().join("keys/llama.key").is_file());
+    let output = command(state.path(), &["serve", "llama", "coder"]).output().unwrap();
+    assert!(text(&output).contains("there is no model at all"), "{}", text(&output));
+}
+
+#[test]
 fn a_model_that_cannot_be_served_says_what_to_do() {
     let state = state_dir();
     let server = state.path().join("llama-server");
