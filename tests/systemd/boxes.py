@@ -46,6 +46,14 @@ class Box:
         body, _, status = said.rpartition("\n")
         return int(status), body
 
+    def victim(self, name, arguments, service="", unit=""):
+        """Makes a unit of `victim.py` with these arguments and further lines of its sections."""
+        self.write(
+            f"/run/systemd/system/{name}.service",
+            f"[Unit]\n{unit}\n[Service]\nExecStart=/usr/bin/python3 /usr/local/bin/victim {arguments}\n{service}\n",
+        )
+        self.run("systemctl", "daemon-reload")
+
     def down(self):
         """Ends it, unless LARES_TEST_KEEP_BOX is set."""
         if os.environ.get("LARES_TEST_KEEP_BOX"):
