@@ -37,6 +37,8 @@ pub struct Config {
     pub agents: Agents,
     /// The loop that works on tasks.
     pub ralph: Ralph,
+    /// What keeps units running.
+    pub healer: Healer,
 }
 
 impl Default for Config {
@@ -52,6 +54,7 @@ impl Default for Config {
             coordinator: Coordinator::default(),
             agents: Agents::default(),
             ralph: Ralph::default(),
+            healer: Healer::default(),
         }
     }
 }
@@ -616,8 +619,7 @@ impl Default for Ralph {
     }
 }
 
-/// What keeps units running. No section of the tree yet: a key that nobody reads is worse than none, so it comes with
-/// the healer's daemon.
+/// What keeps units running.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Healer {
@@ -662,6 +664,14 @@ pub struct Healer {
     pub patterns_file: Option<PathBuf>,
     /// A remedy that helped so often against an unknown failure is used without asking.
     pub approve_after: u32,
+    /// Socket of the helper, which does as root what systemd lets no other user do. Everything else works without it.
+    pub helper: PathBuf,
+    /// Model that the coordinator offers for embeddings, by which failures that no pattern knows are compared. Unset: the
+    /// first configured one that makes embeddings; without any they are compared by their words.
+    pub embedding_model: Option<String>,
+    /// Model that writes, into the timeline, what it makes of a failure that no pattern knows. It chooses nothing. Unset:
+    /// none is asked.
+    pub diagnosis_model: Option<String>,
 }
 
 impl Default for Healer {
@@ -680,6 +690,9 @@ impl Default for Healer {
             patience: Duration::from_secs(600),
             patterns_file: None,
             approve_after: 3,
+            helper: PathBuf::from("/run/lares/helper.sock"),
+            embedding_model: None,
+            diagnosis_model: None,
         }
     }
 }
@@ -696,6 +709,8 @@ pub struct HealedUnit {
     pub dependencies: Vec<String>,
     /// Unit of the database it uses, restarted when its lock was left by a process that is gone.
     pub database: Option<String>,
+    /// File whose lock tells who uses that database, such as the file of SQLite. Unset: the one that the log names.
+    pub database_file: Option<PathBuf>,
     /// Up to so much its `MemoryMax` may be raised, until the next boot, when it is killed for memory again and again.
     /// Unset: never.
     pub memory_max: Option<ByteSize>,
@@ -704,6 +719,9 @@ pub struct HealedUnit {
     pub ports: Vec<u16>,
     /// Environment variable that tells it its port.
     pub port_variable: Option<String>,
+    /// Environment variables that tell it the port of other units, by the unit's name: when one of those is moved, this
+    /// one is told and restarted.
+    pub port_variables: BTreeMap<String, String>,
 }
 
 /// How to find out whether a unit works. At most one of `http`, `tcp` and `command` is set; none: it works if it runs.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::error::Problem;
-use crate::tree::{Config, KvType, Model, Toggle};
+use crate::tree::{Config, HealedUnit, Healer, KvType, Model, Toggle};
 
 /// Everything that is wrong with a tree whose types are right.
 pub(crate) fn validate(config: &Config) -> Vec<Problem> {
@@ -45,7 +45,14 @@ pub(crate) fn validate(config: &Config) -> Vec<Problem> {
     if ralph.max_iterations == 0 {
         found.add("ralph.max_iterations", "must be at least 1");
     }
+    found.healer(&config.healer);
     for (key, value, least) in [
+        ("healer.cooldown", config.healer.cooldown, Duration::from_secs(1)),
+        ("healer.backoff_max", config.healer.backoff_max, config.healer.cooldown),
+        ("healer.circuit_open", config.healer.circuit_open, Duration::from_secs(1)),
+        ("healer.verify_hold", config.healer.verify_hold, Duration::from_millis(100)),
+        ("healer.verify_timeout", config.healer.verify_timeout, config.healer.verify_hold),
+        ("healer.patience", config.healer.patience, Duration::from_secs(1)),
         ("ralph.lease", ralph.lease, Duration::from_secs(3)),
         ("ralph.timeout", ralph.timeout, Duration::from_secs(1)),
         ("ralph.iteration_timeout", ralph.iteration_timeout, Duration::from_secs(1)),
@@ -140,6 +147,84 @@ impl Findings {
         }
     }
 
+    fn healer(&mut self, healer: &Healer) {
+        for (key, value) in [
+            ("healer.max_per_hour", healer.max_per_hour),
+            ("healer.max_per_minute", healer.max_per_minute),
+            ("healer.circuit_after", healer.circuit_after),
+            ("healer.approve_after", healer.approve_after),
+        ] {
+            if value == 0 {
+                self.add(key, "must be at least 1");
+            }
+        }
+        self.absolute("healer.patterns_file", healer.patterns_file.as_deref());
+        self.absolute("healer.helper", Some(&healer.helper));
+        for (name, unit) in &healer.units {
+            self.healed(name, unit);
+        }
+    }
+
+    fn healed(&mut self, name: &str, unit: &HealedUnit) {
+        let key = |field: &str| format!("healer.units.{name}.{field}");
+        self.service(&format!("healer.units.{name}"), name);
+        for needed in &unit.dependencies {
+            self.service(&key("dependencies"), needed);
+            if needed == name {
+                self.add(&key("dependencies"), "a unit cannot need itself");
+            }
+        }
+        if let Some(database) = &unit.database {
+            self.service(&key("database"), database);
+        }
+        let probe = &unit.probe;
+        if [probe.http.is_some(), probe.tcp.is_some(), !probe.command.is_empty()].iter().filter(|set| **set).count() > 1
+        {
+            self.add(&key("probe"), "set only one of `http`, `tcp` and `command`");
+        }
+        if let Some(url) = &probe.http
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            self.add(&key("probe.http"), "must be an http:// or https:// URL");
+        }
+        self.absolute(&key("probe.command"), probe.command.first().map(Path::new));
+        for (field, value) in [("probe.interval", probe.interval), ("probe.timeout", probe.timeout)] {
+            if value < Duration::from_millis(100) {
+                self.add(&key(field), "must be at least 100ms");
+            }
+        }
+        if probe.threshold == 0 {
+            self.add(&key("probe.threshold"), "must be at least 1");
+        }
+        if unit.ports.contains(&0) {
+            self.add(&key("ports"), "0 is not a port");
+        }
+        let variable = unit.port_variable.as_deref().unwrap_or_default();
+        let others = unit.port_variables.iter().map(|(of, variable)| ("port_variables", of.as_str(), variable.as_str()));
+        for (field, _, variable) in others.chain([("port_variable", name, variable)]) {
+            let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if !variable.chars().all(good) || variable.starts_with(|c: char| c.is_ascii_digit()) {
+                self.add(&key(field), "must be the name of an environment variable, such as `PORT`");
+            }
+        }
+        for of in unit.port_variables.keys() {
+            self.service(&key("port_variables"), of);
+        }
+        self.absolute(&key("database_file"), unit.database_file.as_deref());
+        if !unit.ports.is_empty() && variable.is_empty() {
+            self.add(&key("ports"), "needs `port_variable`: the environment variable that tells the unit its port");
+        }
+    }
+
+    /// A name that systemd would take for a service, so that nothing else can be reached by it.
+    fn service(&mut self, key: &str, name: &str) {
+        let good = |c: char| c.is_ascii_alphanumeric() || "-_.:@\\".contains(c);
+        let stem = name.strip_suffix(".service").unwrap_or_default();
+        if stem.is_empty() || name.len() > 255 || !stem.chars().all(good) {
+            self.add(key, &format!("`{name}` is not the full name of a service, such as `app.service`"));
+        }
+    }
+
     /// A name or alias may stand for one local model only.
     fn names(&mut self, config: &Config) {
         let mut owners: BTreeMap<&str, &str> =
@@ -174,11 +259,15 @@ impl Findings {
         };
         claim(self, "coordinator.listen".to_owned(), config.coordinator.listen.port());
         claim(self, "ralph.listen".to_owned(), config.ralph.listen.port());
+        claim(self, "healer.listen".to_owned(), config.healer.listen.port());
         for (name, model) in &config.models {
             claim(self, format!("models.{name}.port"), model.port);
         }
-        for (key, address) in [("coordinator.listen", config.coordinator.listen), ("ralph.listen", config.ralph.listen)]
-        {
+        for (key, address) in [
+            ("coordinator.listen", config.coordinator.listen),
+            ("ralph.listen", config.ralph.listen),
+            ("healer.listen", config.healer.listen),
+        ] {
             self.loopback(key, address);
         }
     }

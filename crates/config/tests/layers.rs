@@ -100,3 +100,35 @@ proptest! {
         let _ = sources.load();
     }
 }
+
+#[test]
+fn the_healer_touches_named_services_only_and_says_all_that_is_wrong() {
+    let good = "[healer.units.\"app@1.service\"]\nkeep_running = true\nports = [8090]\nport_variable = \"PORT\"\n\
+                probe = { http = \"http://127.0.0.1:8080/health\", interval = \"1s\" }\nmemory_max = \"2GiB\"\n";
+    let (given, _file) = sources(good);
+    let config = given.load().unwrap().config;
+    let unit = &config.healer.units["app@1.service"];
+    assert_eq!((unit.keep_running, unit.probe.threshold, unit.ports.as_slice()), (true, 3, &[8090][..]));
+    assert_eq!(unit.memory_max, Some(ByteSize::gib(2)));
+
+    let wrong = "[healer]\nmax_per_hour = 0\nlisten = \"127.0.0.1:8098\"\nbackoff_max = \"1s\"\n\
+                 [healer.units.\"a b.service\"]\n[healer.units.\"-.mount\"]\n[healer.units.\".service\"]\n\
+                 [healer.units.\"x.service\"]\nports = [1]\ndependencies = [\"x.service\"]\n\
+                 probe = { tcp = \"127.0.0.1:1\", command = [\"true\"], threshold = 0 }\n";
+    let told = message(wrong);
+    for part in [
+        "healer.max_per_hour: must be at least 1",
+        "healer.listen: port 8098 is used by ralph.listen already",
+        "healer.backoff_max: must be at least 1m",
+        "`a b.service` is not the full name of a service",
+        "`-.mount` is not the full name of a service",
+        "`.service` is not the full name of a service",
+        "x.service.ports: needs `port_variable`",
+        "a unit cannot need itself",
+        "set only one of `http`, `tcp` and `command`",
+        "`true` must be an absolute path",
+        "x.service.probe.threshold: must be at least 1",
+    ] {
+        assert!(told.contains(part), "{part:?} is not in\n{told}");
+    }
+}

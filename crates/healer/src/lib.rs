@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod classify;
 pub mod decide;
+mod desk;
 pub mod diagnose;
 pub mod facts;
 pub mod fingerprint;
@@ -11,6 +12,7 @@ pub mod learn;
 pub mod measure;
 pub mod moment;
 pub mod observe;
+pub mod outlook;
 pub mod patterns;
 pub mod remedy;
 pub mod restraint;
