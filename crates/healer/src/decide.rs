@@ -346,7 +346,8 @@ pub(crate) fn is_well(facts: &Facts) -> bool {
 pub(crate) fn may_come_up(facts: &Facts) -> bool {
     match facts.active {
         Active::Activating | Active::Deactivating => true,
-        Active::Active => matches!(facts.probe, Probe::Pending | Probe::Red { .. }) && facts.symptoms.is_empty(),
+        // Lines of the last moments count against it, but they may be its last complaints.
+        Active::Active => facts.symptoms.is_empty(),
         Active::Inactive | Active::Failed => facts.manager_restarts || facts.job_queued,
     }
 }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::classify::Diagnosis;
+use crate::moment::Moment;
 pub use crate::patterns::Remedy as Lead;
 use crate::symptom::Symptom;
 
@@ -243,6 +244,15 @@ pub enum LockHolder {
     Unknown,
 }
 
+/// When the first of some symptoms was noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noticed {
+    /// When it happened, by the service manager's own stamp where there is one; else when it was heard of.
+    pub began: Moment,
+    /// Microseconds from that stamp until it was heard of.
+    pub heard_after_us: Option<u64>,
+}
+
 /// A unit at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Facts {
@@ -250,6 +260,9 @@ pub struct Facts {
     pub unit: String,
     /// What was seen since the last facts of it.
     pub symptoms: Vec<Symptom>,
+    /// When the first of them was noticed; unset: only now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noticed: Option<Noticed>,
     /// `LoadState`.
     pub load: Load,
     /// `ActiveState`.
@@ -282,6 +295,9 @@ pub struct Facts {
     pub port_holder: Option<Holder>,
     /// First free port of the range the unit may move to.
     pub free_port: Option<u16>,
+    /// Units that are told the port of this one, and have to be started again when it moves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told_port: Vec<String>,
     /// The file system it writes to.
     pub disk: Option<Disk>,
     /// Its memory.

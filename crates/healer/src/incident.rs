@@ -97,6 +97,8 @@ pub(crate) enum Resumed {
     Healer,
     /// The machine was.
     Machine,
+    /// The healer lost sight of the service manager while a step was under way.
+    Sight,
 }
 
 impl Incident {
@@ -161,12 +163,26 @@ impl Incident {
         }
     }
 
-    fn apply(&mut self, entry: &Entry) {
+    /// Whether a person was told or is asked, and it is not over.
+    pub fn needs_person(&self) -> bool {
+        match self.phase {
+            Phase::Asking { .. } => true,
+            Phase::Closed(_) => false,
+            _ => self.told.is_some(),
+        }
+    }
+
+    /// Pattern or fingerprint it is known by; empty: neither.
+    pub fn known_as(&self) -> &str {
+        &self.known_as
+    }
+
+    pub(crate) fn apply(&mut self, entry: &Entry) {
         self.seq = entry.seq;
         self.clock = (entry.moment, entry.ms);
         let since = entry.moment;
         match &entry.event {
-            Event::Symptoms { symptoms } => self.sees(symptoms),
+            Event::Symptoms { symptoms, .. } => self.sees(symptoms),
             Event::Evidence { known_as, .. } => self.known_as.clone_from(known_as),
             Event::Considered { cause, .. } => self.cause = Some(cause.clone()),
             Event::Held { reason, .. } => self.phase = Phase::Held { reason: *reason, since },

@@ -93,7 +93,11 @@ impl Remedy {
                 up(steps)
             }
             Self::EndOrphan { pid, started } => up(vec![Step::EndProcess { pid: *pid, started: *started }]),
-            Self::ReassignPort { from, to } => up(vec![Step::SetPort { unit: unit(), from: *from, to: *to }]),
+            Self::ReassignPort { from, to } => {
+                let mut steps = up(vec![Step::SetPort { unit: unit(), from: *from, to: *to }]);
+                steps.extend(facts.told_port.iter().map(|unit| Step::Restart { unit: unit.clone() }));
+                steps
+            }
             Self::RaiseMemory { to } => up(vec![Step::SetMemoryMax { unit: unit(), bytes: *to }]),
             Self::FetchModel { model } => up(vec![Step::FetchModel { model: model.clone() }]),
             Self::Stop => vec![Step::Stop { unit: unit() }],

@@ -70,6 +70,9 @@ pub enum Event {
     Symptoms {
         /// At least one.
         symptoms: Vec<Symptom>,
+        /// Microseconds from the service manager's own stamp of the first until it was heard of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        heard_after_us: Option<u64>,
     },
     /// Lines of the journal, and the pattern or fingerprint they match.
     Evidence {
@@ -158,7 +161,7 @@ pub enum Event {
         /// What.
         text: String,
     },
-    /// The healer was restarted in the middle of it.
+    /// The healer was restarted in the middle of it, or could not see how a step went.
     Resumed {
         /// What it found and does.
         note: String,
@@ -200,7 +203,7 @@ impl Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Symptoms { symptoms } => {
+            Self::Symptoms { symptoms, .. } => {
                 let all: Vec<String> = symptoms.iter().map(Symptom::to_string).collect();
                 f.write_str(&all.join("; "))
             }
@@ -221,7 +224,7 @@ impl fmt::Display for Event {
             Self::Verified { remedy, up_ms, .. } => write!(f, "{} helped; up after {up_ms} ms", remedy.name()),
             Self::NotVerified { remedy, why, .. } => write!(f, "{} did not help: {why}", remedy.name()),
             Self::HandedOver { text } => write!(f, "over to a person: {text}"),
-            Self::Resumed { note, .. } => write!(f, "the healer was restarted: {note}"),
+            Self::Resumed { note, .. } => f.write_str(note),
             Self::Closed { outcome, reason } => {
                 f.write_str(match outcome {
                     Outcome::Healed => "healed",

@@ -210,6 +210,19 @@ impl Ward {
         self.keep(case)
     }
 
+    /// How a step went could not be seen: the service manager could not be reached any more. What the machine looks like
+    /// afterwards tells. Reports that fit no step under way change nothing.
+    pub fn lost_sight(&mut self, incident: Uuid, attempt: u32, step: usize, now: &Now) -> Vec<Effect> {
+        let Some(unit) = self.unit_of(incident) else { return Vec::new() };
+        let Some(mut case) = self.take(&unit, now) else { return Vec::new() };
+        if matches!(&case.incident.phase, Phase::Acting { plan, step: at, .. } if (plan.attempt, *at) == (attempt, step))
+        {
+            case.incident.resumed = Some(Resumed::Sight);
+            case.look_now();
+        }
+        self.keep(case)
+    }
+
     /// A person agrees or does not agree to what was asked, or wants another try of an incident that was handed over.
     pub fn answered(&mut self, incident: Uuid, approved: bool, by: &str, now: &Now) -> Vec<Effect> {
         let Some(unit) = self.unit_of(incident) else { return Vec::new() };
@@ -278,7 +291,8 @@ impl Ward {
         let ms = u64::try_from(now.wall.as_millisecond()).unwrap_or(0);
         let bytes: [u8; 10] = std::array::from_fn(|i| random[i + 6]);
         let id = uuid::Builder::from_unix_timestamp_millis(ms, &bytes).into_uuid();
-        let incident = Incident::new(id, &facts.unit, now.moment);
+        let began = facts.noticed.map_or(now.moment, |noticed| noticed.began.min(now.moment));
+        let incident = Incident::new(id, &facts.unit, began);
         Some(Case { incident, facts, policy, now: *now, effects: Vec::new() })
     }
 
@@ -318,26 +332,27 @@ impl Ward {
         }
     }
 
-    /// After a restart: finds out how far the remedy got.
+    /// After a restart, or when sight was lost: finds out how far the remedy got.
     fn settle(&mut self, case: &mut Case) {
         let Some(resumed) = case.incident.resumed.take() else { return };
         let under_way =
             matches!(case.incident.phase, Phase::Decided { .. } | Phase::Acting { .. } | Phase::Verifying { .. });
         if resumed == Resumed::Machine && under_way {
-            let note = "so was the machine; begins anew".to_owned();
+            let note = "the machine was restarted; begins anew".to_owned();
             case.write(Event::Resumed { note, dropped: true });
             return;
         }
         let Phase::Acting { plan, step, invocation, .. } = case.incident.phase.clone() else { return };
-        let action = &plan.steps[step];
+        let Some(action) = plan.steps.get(step) else { return };
+        let what = if resumed == Resumed::Sight { "systemd could not be heard" } else { "the healer was restarted" };
         let acted = Event::Acted { attempt: plan.attempt, step, error: None };
         let (note, event) = match was_done(action, &invocation, &case.facts) {
-            Some(true) => (format!("`{action}` was carried out"), acted),
-            None => (format!("whether `{action}` was carried out cannot be told; it is not done again"), acted),
+            Some(true) => (format!("{what}: `{action}` was carried out"), acted),
+            None => (format!("{what}: whether `{action}` was carried out cannot be told; it is not done again"), acted),
             Some(false) => {
                 let attempt = case.incident.attempts + 1;
                 let again = Plan { attempt, remedy: plan.remedy.clone(), steps: plan.steps[step..].to_vec() };
-                (format!("`{action}` was not carried out; it is done as attempt {attempt}"), Event::Decided(again))
+                (format!("{what}: `{action}` was not carried out; it is done as attempt {attempt}"), Event::Decided(again))
             }
         };
         case.write(Event::Resumed { note, dropped: false });
@@ -549,7 +564,8 @@ impl Case {
             self.facts.symptoms.iter().filter(|s| !self.incident.symptoms.contains(s)).cloned().collect();
         if !new.is_empty() {
             if self.incident.seq < NOTES {
-                self.write(Event::Symptoms { symptoms: new });
+                let heard_after_us = self.facts.noticed.and_then(|noticed| noticed.heard_after_us);
+                self.write(Event::Symptoms { symptoms: new, heard_after_us });
             } else {
                 self.incident.sees(&new);
             }
