@@ -68,6 +68,7 @@ systemd: ## Start the units that the modules render under real systemd, an older
 	@$(PARTS) tests/systemd/run
 	@$(PARTS) tests/systemd/run --suite sid
 	@$(PARTS) tests/systemd/dry-run
+	@$(PARTS) tests/systemd/helper
 
 bench: fixtures ## Measure against a baseline in the same run
 	@$(PARTS) scripts/bench

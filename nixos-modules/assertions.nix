@@ -10,6 +10,7 @@ let
   # Every key of these is there: a model that only `settings` has is a mistake of its own.
   models = builtins.intersectAttrs cfg.models settings.models;
   upstreams = settings.coordinator.upstreams or { };
+  healed = settings.healer.units or { };
   option = "services.lares";
 
   goodName = name: builtins.match "[A-Za-z0-9][A-Za-z0-9_.-]*" name != null;
@@ -33,6 +34,7 @@ let
   listeners = {
     "${option}.coordinator.listen" = settings.coordinator.listen;
     "${option}.ralph.listen" = settings.ralph.listen;
+    "${option}.healer.listen" = settings.healer.listen;
   };
 
   # Everything that takes a TCP port; of two on one port the later is asked to take another.
@@ -54,7 +56,16 @@ let
     ++ lib.mapAttrsToList (name: model: {
       name = "${option}.models.${name}.port";
       inherit (model) port;
-    }) models;
+    }) models
+    ++ lib.concatLists (
+      lib.mapAttrsToList (
+        name: unit:
+        map (port: {
+          name = "${healedOption name}.ports";
+          inherit port;
+        }) (lib.unique (unit.ports or [ ]))
+      ) healed
+    );
   claimants = lib.groupBy (claim: toString claim.port) claims;
 
   # Who answers to a name: the model itself, and those that have it as an alias.
@@ -172,6 +183,85 @@ let
       }
     ];
 
+  healedOption = name: ''${option}.healer.units."${name}"'';
+  # A service of this system; one of many that are made from a template has the template's unit.
+  isService =
+    name:
+    let
+      instance = builtins.match "(.*@).+(\\.service)" name;
+    in
+    lib.hasSuffix ".service" name
+    && (
+      config.systemd.units ? ${name}
+      || (instance != null && config.systemd.units ? ${lib.concatStrings instance})
+    );
+  noService =
+    name:
+    let
+      service = ''systemd.services."${lib.removeSuffix ".service" name}"'';
+    in
+    "there is no ${service} on this system. Correct the name; if a package of systemd.packages brings the unit, write ${service} = { };";
+
+  ofHealed =
+    name: unit:
+    let
+      here = healedOption name;
+      probes = lib.filter (kind: (unit.probe.${kind} or [ ]) != [ ]) [
+        "http"
+        "tcp"
+        "command"
+      ];
+      others = lib.unique (
+        (unit.dependencies or [ ])
+        ++ lib.optional (unit ? database) unit.database
+        ++ lib.attrNames (unit.port_variables or { })
+      );
+    in
+    [
+      {
+        assertion = isService name;
+        message =
+          if isService "${name}.service" then
+            "${here} is not the full name of a service. Write ${healedOption "${name}.service"}."
+          else
+            "${here}: ${noService name}";
+      }
+      {
+        assertion =
+          !lib.elem name [
+            "lares-healer.service"
+            "lares-healer-helper.service"
+          ];
+        message = "${here}: the healer cannot heal itself; systemd brings it back. Take it out.";
+      }
+      {
+        assertion = (unit.ports or [ ]) != [ ] -> unit ? port_variable;
+        message = ''${here}.ports needs ${here}.portVariable: the environment variable that tells the unit its port, such as "PORT".'';
+      }
+      {
+        assertion = lib.length probes < 2;
+        message = "${here}.probe sets ${lib.concatStringsSep " and " probes}; keep one of them.";
+      }
+    ]
+    ++ map (other: {
+      assertion = isService other && other != name;
+      message =
+        if other == name then
+          "${here} names itself among what it needs; take that out."
+        else
+          "${here} names ${other}, but ${noService other}";
+    }) others;
+
+  # A model that the healer asks.
+  ofAsked = key: {
+    assertion =
+      settings.healer ? ${key}
+      -> (settings.ralph.coordinator_url or "") != "" || lib.elem settings.healer.${key} servedNames;
+    message = ''${option}.healer: ${key} = "${settings.healer.${key} or ""}" is no model here. There is ${
+      if servedNames == [ ] then "none" else lib.concatStringsSep ", " servedNames
+    }.'';
+  };
+
   ofPort =
     port: takers:
     let
@@ -194,6 +284,13 @@ in
     assertions =
       lib.concatLists (lib.mapAttrsToList ofModel models)
       ++ lib.concatLists (lib.mapAttrsToList ofUpstream upstreams)
+      ++ lib.optionals cfg.healer.enable (
+        lib.concatLists (lib.mapAttrsToList ofHealed healed)
+        ++ map ofAsked [
+          "embedding_model"
+          "diagnosis_model"
+        ]
+      )
       ++ lib.mapAttrsToList ofPort claimants
       ++ lib.mapAttrsToList ofListener listeners
       ++ [
@@ -255,6 +352,15 @@ in
           message = ''${option}.agents.builtin.model = "${settings.agents.builtin.model}" is no model here. There is ${
             if servedNames == [ ] then "none" else lib.concatStringsSep ", " servedNames
           }.'';
+        }
+        {
+          assertion =
+            cfg.healer.enable && cfg.database.createLocally
+            -> lib.hasInfix "map=lares" config.services.postgresql.authentication;
+          message = ''
+            services.postgresql.authentication lacks the line that lets the healer in: lib.mkForce replaces all of it. Add
+              local ${cfg.user} ${cfg.user} peer map=lares
+            before the others, or set ${option}.healer.enable = false.'';
         }
         {
           assertion = cfg.llama.memoryBudget != null -> boundedBytes <= types.bytes cfg.llama.memoryBudget;

@@ -13,6 +13,7 @@ in
     ./agents.nix
     ./assertions.nix
     ./coordinator.nix
+    ./healer.nix
     ./inference.nix
     ./ralph.nix
     ./security.nix

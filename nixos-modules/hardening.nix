@@ -3,7 +3,7 @@
 {
   # Addresses the unit may exchange packets with: a list of what `IPAddressAllow=` takes, or "any" for no filter.
   addresses ? [ ],
-  # The user, where it is not one that systemd makes up.
+  # The user, where it may be a person.
   user ? null,
 }:
 {

@@ -6,10 +6,11 @@
 }:
 let
   harden = import ./hardening.nix { inherit lib; };
-  restarts = import ./restarts.nix;
   wiring = import ./wiring.nix { inherit lib cfg; };
 
   whoever = {
+    # What the unit says itself.
+    own = { };
     # A user that systemd makes up, who has nothing.
     nobody.DynamicUser = true;
     # The user of the daemons, without what they keep.
@@ -37,12 +38,14 @@ in
   guide,
   # Of `lares`.
   arguments,
-  # "daemon", "user" or "nobody".
+  # "daemon", "user", "nobody" or "own".
   as ? "daemon",
   # Addresses it may exchange packets with, as hardening.nix takes them.
   addresses ? [ ],
   # It tells systemd when it is ready and that it is alive; otherwise it does its work once.
   notifies ? true,
+  # How systemd brings it back.
+  restarts ? import ./restarts.nix,
   # What the unit has besides, and what its `serviceConfig` has.
   unit ? { },
   serviceConfig ? { },
@@ -61,7 +64,7 @@ in
   serviceConfig =
     harden {
       inherit addresses;
-      user = if as == "nobody" then null else cfg.user;
+      user = if as == "daemon" || as == "user" then cfg.user else null;
     }
     // restarts
     // {

@@ -56,6 +56,18 @@ let
       "path"
       "repositories"
     ] cfg.ralph;
+    healer =
+      names.section [
+        "enable"
+        "includeLares"
+        "polkitRule"
+      ] cfg.healer
+      // {
+        patterns_file = asPath cfg.healer.patternsFile;
+        units = lib.mapAttrs (
+          _: unit: names.section [ "enable" ] unit // { probe = names.section [ ] unit.probe; }
+        ) (lib.filterAttrs (_: unit: unit.enable) cfg.healer.units);
+      };
   };
 
   merged = present cfg.settings;

@@ -31,6 +31,7 @@ let
         "lares-setup"
         "lares-coordinator"
         "lares-ralph"
+        "lares-healer"
       ];
     }
     {
@@ -41,6 +42,7 @@ let
         "lares-setup"
         "lares-coordinator"
         "lares-ralph"
+        "lares-healer"
       ];
     }
     {
@@ -52,7 +54,7 @@ let
   ];
 in
 {
-  inherit onLoopback;
+  inherit host onLoopback;
 
   # Names of upstreams that are on another machine.
   remoteUpstreams = lib.attrNames (

@@ -1,4 +1,5 @@
-# One machine without a GPU: a model for code, one for embeddings, and a person whose repositories ralph works on.
+# One machine without a GPU: a model for code, a person whose repositories ralph works on, and a service of that person's
+# own that the healer keeps running beside those of Lares.
 { pkgs, ... }:
 {
   imports = [ ../hardware-configuration.nix ];
@@ -10,6 +11,18 @@
   users.users.alice = {
     isNormalUser = true;
     extraGroups = [ "wheel" ];
+  };
+
+  # Says on /health whether it works, and takes its port from the environment.
+  systemd.services.notes = {
+    description = "Notes of alice";
+    wantedBy = [ "multi-user.target" ];
+    environment.PORT = "3000";
+    serviceConfig = {
+      ExecStart = "/srv/notes/bin/notes";
+      User = "alice";
+      MemoryMax = "512M";
+    };
   };
 
   services.lares = {
@@ -25,6 +38,14 @@
       contextSize = 8192;
       slots = 2;
       memoryMax = "4 GiB";
+    };
+
+    healer.units."notes.service" = {
+      probe.http = "http://127.0.0.1:3000/health";
+      # Where it may go, and how much memory it may get, until the next boot.
+      ports = [ 13000 ];
+      portVariable = "PORT";
+      memoryMax = "1 GiB";
     };
 
     ralph = {

@@ -84,6 +84,8 @@ let
       ) units;
       settings =
         if config.services.lares.enable then data config.services.lares.renderedSettings else { };
+      # What polkit is told, all of it.
+      rules = config.security.polkit.extraConfig;
       etc = lib.attrNames (lib.filterAttrs (name: _: lib.hasPrefix "lares" name) config.environment.etc);
       # Without expectations the whole configuration would be the answer.
       config = if expected == { } then { } else like expected config;
@@ -110,6 +112,7 @@ let
         absentPrefix = [ ];
         settings = { };
         settingsMatch = { };
+        rules = { };
         config = { };
       } (removeAttrs spec [ "module" ]);
     };

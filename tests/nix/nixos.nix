@@ -138,7 +138,7 @@ let
 
   # Options that came after the old tree.
   newer =
-    { pkgs, ... }:
+    { config, pkgs, ... }:
     {
       options = {
         systemd.tmpfiles.settings = option (lib.types.attrsOf (
@@ -163,6 +163,10 @@ let
       };
       config = {
         systemd.targets.postgresql = { };
+        # By name only: what they do is not asked.
+        systemd.services =
+          lib.optionalAttrs (config.services.qdrant.enable or false) { qdrant = { }; }
+          // lib.mapAttrs' (name: _: lib.nameValuePair "redis-${name}" { }) config.services.redis.servers;
         _module.args.utils = lib.mkForce (
           import (nixpkgs + "/nixos/lib/utils.nix") pkgs
           // rec {

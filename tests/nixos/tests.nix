@@ -17,6 +17,7 @@ lib.mapAttrs
     lares-chat = ./chat.nix;
     lares-cluster = ./cluster.nix;
     lares-database-down = ./database-down.nix;
+    lares-healer = ./healer.nix;
     lares-killed = ./killed.nix;
     lares-model-pull = ./model-pull.nix;
     lares-port-conflict = ./port-conflict.nix;

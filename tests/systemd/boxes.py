@@ -1,11 +1,13 @@
 """Throw-away machines with systemd as PID 1, from a test's side."""
 
+import itertools
 import os
 import pathlib
 import subprocess
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
+NUMBERS = itertools.count(1)
 
 
 class Box:
@@ -13,7 +15,7 @@ class Box:
         made = subprocess.run([HERE / "root", suite, roots], stdout=subprocess.PIPE, text=True)
         if made.returncode != 0:
             raise NoRoot(f"there is no Debian {suite} root")
-        self.name = f"lares-{os.getpid()}"
+        self.name = f"lares-{os.getpid()}-{next(NUMBERS)}"
         environment = os.environ | {
             "BOX_SHOW": " ".join(f"{outside}:{inside}" for outside, inside in shown),
             "BOX_SIZE": "2g",

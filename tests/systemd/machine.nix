@@ -1,5 +1,9 @@
 # The machine whose rendered units are started under real systemd.
 {
+  # The test makes them there: one that the healer is told of, one that it is not.
+  systemd.services.app = { };
+  systemd.services.bystander = { };
+
   services.lares = {
     enable = true;
     models.coder = {
@@ -20,5 +24,20 @@
       apiKeyFile = "/run/secrets/far.key";
     };
     ralph.repositories = [ "/srv/repositories" ];
+    healer = {
+      # Much happens to one unit within a minute here.
+      cooldown = "1s";
+      maxPerHour = 30;
+      verifyHold = "2s";
+      units."app.service" = {
+        probe = {
+          http = "http://127.0.0.1:9000/";
+          interval = "1s";
+        };
+        memoryMax = "512 MiB";
+        ports = [ 9010 ];
+        portVariable = "VICTIM_PORT";
+      };
+    };
   };
 }

@@ -45,7 +45,8 @@ impl Needs {
         self.reaches(one, other) || self.reaches(other, one)
     }
 
-    fn reaches(&self, from: &str, to: &str) -> bool {
+    /// Whether one needs the other, directly or through others, or both are the same.
+    pub(crate) fn reaches(&self, from: &str, to: &str) -> bool {
         let (mut open, mut seen) = (vec![from], BTreeSet::new());
         while let Some(unit) = open.pop() {
             if unit == to {

@@ -7,7 +7,7 @@ use lares_config::{ByteSize, HealedUnit, Healer};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnose::Cause;
-use crate::facts::{Active, Facts, Load, LockHolder, Owner, Probe};
+use crate::facts::{Active, Facts, Load, LockHolder, Owner};
 use crate::remedy::Remedy;
 
 /// Longest that one step takes: systemd's own limits for starting and stopping, 90 s each, may pass in it.

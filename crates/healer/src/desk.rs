@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use lares_store::Store;
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
-use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::facts::{Active, Load, Probe};
+use crate::api::WatchedUnit;
 use crate::outlook::Outlook;
 
 /// Orders that may wait for the loop.
@@ -53,6 +50,11 @@ pub(crate) enum Order {
     },
     /// A pause or an approval in the store has changed.
     Wishes,
+    /// Give a sign of life.
+    Pulse {
+        /// It.
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// Why an order is not carried out.
@@ -82,42 +84,8 @@ pub(crate) struct Board {
     pub(crate) units: BTreeMap<String, WatchedUnit>,
     /// Whether this healer acts, or waits for another to end.
     pub(crate) acting: bool,
+    /// Whether the service manager can be heard.
+    pub(crate) hearing: bool,
     /// Entries that wait for PostgreSQL.
     pub(crate) unshipped: u64,
-}
-
-/// One unit that is watched.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub(crate) struct WatchedUnit {
-    /// Its name.
-    pub(crate) unit: String,
-    /// `LoadState`.
-    #[schema(value_type = String)]
-    pub(crate) load: Load,
-    /// `ActiveState`.
-    #[schema(value_type = String)]
-    pub(crate) active: Active,
-    /// What its probe says.
-    #[schema(value_type = Object)]
-    pub(crate) probe: Probe,
-    /// Automatic restarts by the service manager since somebody started it.
-    pub(crate) restarts: u32,
-    /// Its open incident.
-    pub(crate) incident: Option<Uuid>,
-    /// What is done about that, in a word or a sentence.
-    pub(crate) doing: Option<String>,
-    /// Until when it is left alone, if it is; `lares heal pause` without an end has no time.
-    pub(crate) paused: Option<PausedUntil>,
-}
-
-/// A pause.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
-pub(crate) struct PausedUntil {
-    /// Its end; none: until it is resumed.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub(crate) until: Option<Timestamp>,
-    /// Who wants it.
-    pub(crate) by: String,
-    /// Why.
-    pub(crate) reason: String,
 }

@@ -1,5 +1,7 @@
 //! One failure of one unit: its timeline, folded into where it stands.
 
+use std::fmt;
+
 use uuid::Uuid;
 
 use crate::decide::Reason;
@@ -61,6 +63,25 @@ pub enum Phase {
     },
     /// It has ended.
     Closed(Outcome),
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => f.write_str("looked at"),
+            Self::Held { reason, .. } => write!(f, "held: {reason}"),
+            Self::Asking { remedy } => write!(f, "waits for a person to approve {}", remedy.name()),
+            Self::Approved { remedy } | Self::Decided { plan: Plan { remedy, .. }, .. } => {
+                write!(f, "about to {}", remedy.name())
+            }
+            Self::Acting { plan, step, .. } => match plan.steps.get(*step) {
+                Some(step) => step.fmt(f),
+                None => f.write_str(plan.remedy.name()),
+            },
+            Self::Verifying { plan, .. } => write!(f, "verifies whether {} helped", plan.remedy.name()),
+            Self::Closed(_) => f.write_str("closed"),
+        }
+    }
 }
 
 /// An incident.

@@ -275,7 +275,7 @@ fn file(path: &Path, denied: bool) -> File {
 }
 
 /// The process that listens on a TCP port of this machine.
-fn holder(port: u16, unit: &str, main: Option<u32>) -> io::Result<Option<Holder>> {
+pub(crate) fn holder(port: u16, unit: &str, main: Option<u32>) -> io::Result<Option<Holder>> {
     let mut inodes = BTreeSet::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         match std::fs::read_to_string(table) {

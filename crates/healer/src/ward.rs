@@ -23,6 +23,8 @@ use crate::facts::{Active, Facts, Probe};
 use crate::incident::{Incident, Phase, Resumed, was_done};
 use crate::learn::Lessons;
 use crate::moment::{Moment, Now};
+use crate::observe::Observed;
+use crate::outlook::Outlook;
 use crate::remedy::{Remedy, Step};
 use crate::restraint::Restraint;
 use crate::symptom::Symptom;
@@ -156,12 +158,30 @@ impl Ward {
         self.incidents.get(unit)
     }
 
-    /// What would be done about a unit now, and over which cause; nothing is done.
-    pub fn would(&self, facts: &Facts, now: Moment) -> Option<(Cause, Decision)> {
-        let policy = self.policies.get(&facts.unit)?;
-        let cause = diagnose(facts, policy);
-        let decision = decide(facts, &cause, policy, &self.history(self.incidents.get(&facts.unit), facts, now));
-        Some((cause, decision))
+    /// What would be done about a unit now, and over which cause; nothing is done. None: it is not watched.
+    pub fn outlook(&self, seen: Observed, now: Moment) -> Option<Outlook> {
+        let policy = self.policies.get(&seen.facts.unit)?;
+        let mut facts = seen.facts;
+        let history = self.history(self.incidents.get(&facts.unit), &facts, now);
+        if let Some(incident) = self.incidents.get(&facts.unit).filter(|_| !facts.is_up()) {
+            facts.symptoms.clone_from(&incident.symptoms);
+        }
+        Some(Outlook::of(Observed { facts, unknown: seen.unknown }, policy, &history))
+    }
+
+    /// What remedies are worth.
+    pub fn lessons(&mut self) -> &mut Lessons {
+        &mut self.lessons
+    }
+
+    /// What a unit turns out to need.
+    pub fn needs(&mut self, unit: &str, needs: Vec<String>) {
+        self.needs.set(unit, needs);
+    }
+
+    /// Whether a unit needs the other, directly or through others.
+    pub fn does_need(&self, unit: &str, other: &str) -> bool {
+        unit != other && self.needs.reaches(unit, other)
     }
 
     /// Facts of a unit, because something was seen or because they were asked for.

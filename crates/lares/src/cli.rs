@@ -36,6 +36,15 @@ Environment:
   LARES_API_KEY_FILE             the key to show to the daemons
   LARES_<SECTION>__<KEY>=VALUE   any key of the configuration, for example LARES_RALPH__WORKERS=2";
 
+const HEAL_EXAMPLES: &str = "\
+Examples:
+  lares heal                                    the units that are watched, and what is done about them
+  lares heal nginx                              look at it now, heal it if something is wrong, tell how it goes
+  lares heal pause nginx --for 1h --reason 'new version'
+  lares heal dry-run nginx                      what would be done, and why
+
+Exit code 0 means that the unit is well, or healed; 1 that it is not: a person is needed, or --timeout is over.";
+
 /// Self-healing home for local AI coding agents.
 #[derive(Debug, Parser)]
 #[command(name = "lares", version, after_long_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
@@ -104,9 +113,12 @@ Example:
     /// Coding tasks: submit one, watch it, merge its result
     #[command(subcommand)]
     Task(Task),
-    /// The healer: what it would make of a log
-    #[command(subcommand)]
+    /// The healer: have a unit healed, leave one alone, see what is watched
+    #[command(after_help = HEAL_EXAMPLES)]
     Heal(Heal),
+    /// Incidents: what went wrong, what was done about it, and what waits for an answer
+    #[command(subcommand)]
+    Incident(Incident),
     /// API keys
     #[command(subcommand)]
     Key(Key),
@@ -150,6 +162,15 @@ pub enum Daemon {
     Coordinator,
     /// The loop that works on tasks
     Ralph,
+    /// What keeps units of systemd running
+    Healer,
+    /// The healer's root helper, for systemd to start together with its socket; not for people
+    #[command(after_help = "\
+It does five things for the healer that take root, on units that the configuration names only: find who listens on a
+port, end a process that an earlier run of a unit left, raise a memory limit, move a unit to another port, and switch
+back to an earlier system generation. polkit says who may ask (actions org.lares.healer.*), every call is written to
+the journal, and it ends when nobody has asked for 30 s.")]
+    Helper,
     /// The llama-server of one configured model, with the flags that its binary understands
     #[command(after_help = "\
 The model's file must be there (`lares model pull NAME` fetches it) and its port must be set. The key that llama-server
@@ -276,8 +297,35 @@ pub struct Submit {
     pub detach: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Heal {
+    #[command(subcommand)]
+    pub command: Option<HealCommand>,
+    /// The unit to heal; `.service` may be left out. Without it: what is watched
+    pub unit: Option<String>,
+    /// Do not wait: print what is wrong and what will be done, and return
+    #[arg(short, long, requires = "unit")]
+    pub detach: bool,
+    /// Longest to wait for the end, such as 15m; the healer goes on by itself
+    #[arg(long, default_value = "15m", value_name = "DURATION")]
+    pub timeout: String,
+}
+
 #[derive(Debug, Subcommand)]
-pub enum Heal {
+pub enum HealCommand {
+    /// Leave a unit alone: nothing is done about it, whatever happens
+    #[command(after_help = "\
+Examples:
+  lares heal pause nginx --for 1h --reason 'new version'
+  lares heal pause nginx                                     until `lares heal resume nginx`")]
+    Pause(Pause),
+    /// End a pause
+    #[command(after_help = "Example:\n  lares heal resume nginx")]
+    Resume {
+        /// The unit; `.service` may be left out
+        unit: String,
+    },
     /// Say of each line on standard input which known failure it shows, one JSON object a line
     #[command(after_help = "\
 Examples:
@@ -293,11 +341,12 @@ when a line was not recognised as what it is. docs/healing.md says how patterns 
     /// What the healer would do about a unit of systemd now, and why; nothing is done
     #[command(after_help = "\
 Examples:
-  sudo lares heal dry-run nginx
-  sudo lares heal dry-run app.service --may postgresql.service
+  lares heal dry-run nginx
+  sudo lares heal dry-run --offline app.service --may postgresql.service
 
-The unit itself counts as one that may be acted on; others only when they are named with --may. Root sees more: journals
-and processes of other users.")]
+The healer is asked where it runs and watches the unit. Without it this command looks by itself: the unit counts as one
+that may be acted on, others only when they are named with --may. Root sees more then: journals and processes of other
+users.")]
     DryRun(DryRun),
 }
 
@@ -305,12 +354,86 @@ and processes of other users.")]
 pub struct DryRun {
     /// The unit; `.service` may be left out
     pub unit: String,
-    /// Another unit that may be acted on, such as a database it needs; may be repeated
+    /// Do not ask the healer, look from here
+    #[arg(long)]
+    pub offline: bool,
+    /// Another unit that may be acted on, such as a database it needs; may be repeated. Implies --offline
     #[arg(long, value_name = "UNIT")]
     pub may: Vec<String>,
-    /// Take a unit that somebody stopped as one that should run
+    /// Take a unit that somebody stopped as one that should run. Implies --offline
     #[arg(long)]
     pub keep_running: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Pause {
+    /// The unit; `.service` may be left out
+    pub unit: String,
+    /// For how long, such as 1h; without it until `lares heal resume`
+    #[arg(long = "for", value_name = "DURATION")]
+    pub lasting: Option<String>,
+    /// Why, for whoever wonders later
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Incident {
+    /// Incidents, newest first
+    #[command(after_help = "\
+Examples:
+  lares incident list --open
+  lares incident list --unit nginx -n 100
+  lares incident list --needs-person --json | jq -r '.incidents[].unit'")]
+    List(IncidentFilter),
+    /// One incident with its timeline: what was seen, considered, done, and how it was verified
+    #[command(after_help = "\
+Examples:
+  lares incident show 0199a3c4-5d6e-7f80-9123-456789abcdef
+  lares incident show 456789abcdef              the beginning or the end of the id, 8 digits or more
+
+The journal has the same story: `journalctl LARES_INCIDENT=ID`.")]
+    Show {
+        /// Its id, or 8 or more digits of its beginning or its end
+        incident: String,
+    },
+    /// Agree to what an incident asks, or allow what it proposes
+    #[command(after_help = "\
+Example:
+  lares incident approve 456789abcdef
+
+Going back to the previous system generation is always asked for. For an incident that was handed over, this means another
+try. A remedy that is proposed, because it helped against the same unknown failure before, is used without asking from
+now on; that works after the incident has ended, too.")]
+    Approve {
+        /// Its id, or 8 or more digits of its beginning or its end
+        incident: String,
+    },
+    /// Do not agree to what an incident asks; takes back what was allowed
+    #[command(after_help = "Example:\n  lares incident reject 456789abcdef")]
+    Reject {
+        /// Its id, or 8 or more digits of its beginning or its end
+        incident: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct IncidentFilter {
+    /// Only those that have not ended
+    #[arg(long)]
+    pub open: bool,
+    /// Only those of this unit; `.service` may be left out
+    #[arg(long)]
+    pub unit: Option<String>,
+    /// Only those that a person was told of
+    #[arg(long)]
+    pub needs_person: bool,
+    /// Only those in this state
+    #[arg(long, value_parser = ["open", "held", "asking", "healing", "verifying", "closed"])]
+    pub state: Option<String>,
+    /// How many, at most 1000
+    #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
 }
 
 #[derive(Debug, Args)]
@@ -422,6 +545,32 @@ mod tests {
     #[test]
     fn the_command_tree_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_unit_is_healed_by_its_name_and_commands_are_not_units() {
+        let heal = |arguments: &[&str]| match Cli::try_parse_from([&["lares", "heal"], arguments].concat()) {
+            Ok(Cli { command: Command::Heal(heal), .. }) => Ok(heal),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error.kind()),
+        };
+        let unit = heal(&["nginx", "--detach", "--json"]).expect("a unit");
+        assert_eq!((unit.unit.as_deref(), unit.detach, unit.command.is_none()), (Some("nginx"), true, true));
+        let none = heal(&[]).expect("neither");
+        assert_eq!((none.unit, none.command.is_none()), (None, true));
+        for arguments in [&["--json", "dry-run", "nginx"][..], &["dry-run", "--json", "nginx"]] {
+            let dry = heal(arguments).expect("a command");
+            assert!(matches!(dry.command, Some(HealCommand::DryRun(_))), "{dry:?}");
+        }
+        let pause = heal(&["pause", "nginx", "--for", "1h", "--reason", "new"]).expect("a pause").command;
+        let Some(HealCommand::Pause(pause)) = pause else { panic!("{pause:?}") };
+        assert_eq!(
+            (pause.unit.as_str(), pause.lasting.as_deref(), pause.reason.as_deref()),
+            ("nginx", Some("1h"), Some("new"))
+        );
+        assert!(heal(&["nginx", "dry-run"]).is_err());
+        assert!(heal(&["--detach"]).is_err());
+        assert!(heal(&["pause"]).is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Finding and loading the configuration, and `lares config`.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lares_config::{Entry, Loaded, Sources};
 
 use crate::cli::{self, Global};
@@ -32,6 +33,20 @@ fn sources(global: &Global) -> Result<Sources> {
 /// The effective configuration.
 pub fn load(global: &Global) -> Result<Loaded, anyhow::Error> {
     Ok(sources(global)?.load()?)
+}
+
+/// Refuses a configuration file that anybody but root may change.
+pub fn only_roots(global: &Global) -> Result<()> {
+    let Some(file) = sources(global)?.file else { return Ok(()) };
+    let found = std::fs::metadata(&file).with_context(|| format!("cannot look at {}", file.display()))?;
+    let others = found.mode() & 0o022 != 0;
+    anyhow::ensure!(
+        found.uid() == 0 && !others,
+        "{} can be changed by others than root, and the helper does what it says as root; `chown root {0}` and \
+         `chmod go-w {0}`",
+        file.display()
+    );
+    Ok(())
 }
 
 /// The configuration as a running `lares up` completed it (ports it chose), else as it is configured. For commands

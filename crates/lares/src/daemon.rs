@@ -12,10 +12,12 @@ use serde::de::DeserializeOwned;
 /// Why a daemon did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{daemon} does not answer on {address}: {cause}. Is `lares up` running? `lares status` shows what is")]
+    #[error("{daemon} does not answer on {address}: {cause}. {}", hint(daemon))]
     Unreachable { daemon: &'static str, address: SocketAddr, cause: String },
     #[error("{0}")]
     Denied(String),
+    #[error("{0}")]
+    NotFound(String),
     #[error("{0}")]
     Refused(String),
     #[error("{daemon} answered something this version does not understand: {cause}")]
@@ -25,6 +27,31 @@ pub enum Error {
         path.display()
     )]
     NoKey { path: PathBuf, cause: std::io::Error },
+}
+
+const HEALER: &str = "healer";
+
+/// What to look at when a daemon does not answer.
+fn hint(daemon: &str) -> &'static str {
+    if daemon == HEALER {
+        return "Is it running? `systemctl status lares-healer` tells; `lares heal dry-run` works without it";
+    }
+    "Is `lares up` running? `lares status` shows what is"
+}
+
+/// A path of a URL with its query, whatever the parts hold.
+pub fn path(segments: &[&str], query: &[(&str, &str)]) -> String {
+    let mut text: String = segments.iter().map(|segment| format!("/{}", encoded(segment))).collect();
+    for (index, (name, value)) in query.iter().enumerate() {
+        let sign = if index == 0 { '?' } else { '&' };
+        text.push_str(&format!("{sign}{}={}", encoded(name), encoded(value)));
+    }
+    text
+}
+
+fn encoded(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
+    text.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// A daemon as its clients see it.
@@ -39,6 +66,11 @@ impl Daemon {
     /// ralph, at the address the configuration gives.
     pub fn ralph(config: &Config) -> Result<Self, Error> {
         Self::new("ralph", config.ralph.listen, config)
+    }
+
+    /// The healer, at the address the configuration gives.
+    pub fn healer(config: &Config) -> Result<Self, Error> {
+        Self::new(HEALER, config.healer.listen, config)
     }
 
     fn new(name: &'static str, address: SocketAddr, config: &Config) -> Result<Self, Error> {
@@ -99,6 +131,7 @@ impl Daemon {
         let message = problem_text(status, &body);
         Err(match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied(message),
+            StatusCode::NOT_FOUND => Error::NotFound(message),
             _ => Error::Refused(message),
         })
     }
@@ -153,6 +186,14 @@ fn innermost(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_name_is_one_part_of_a_path() {
+        assert_eq!(
+            path(&["api", "a/../b?c"], &[("unit", r"x\x2d@1.service"), ("open", "true")]),
+            "/api/a%2F..%2Fb%3Fc?unit=x%5Cx2d%401.service&open=true"
+        );
+    }
 
     #[test]
     fn a_problem_is_told_with_its_fields() {

@@ -1,333 +1,230 @@
-//! `lares heal …`: what the healer would make of a log, or of a unit as it is now.
+//! `lares heal …`: having a unit healed, leaving one alone, and what the healer would make of a log or a unit.
 
-use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::path::Path;
-use std::time::Duration;
+mod classify;
+mod dry_run;
 
-use anyhow::{Context, Result};
-use lares_healer::classify::{Classifier, Entry, Match};
-use lares_healer::decide::{Decision, History, Policy, decide};
-use lares_healer::diagnose::{Cause, diagnose};
-use lares_healer::facts::Facts;
-use lares_healer::measure::{self, Measurement};
-use lares_healer::observe::Observer;
-use lares_healer::patterns::{Origin, Patterns, Remedy};
-use lares_healer::remedy::Step;
-use lares_units::port::UnitId;
-use lares_units::{Systemd, SystemdSettings};
-use serde::Serialize;
-use serde_json::Value;
-use tokio::time::timeout;
+use anyhow::Result;
+use console::style;
+use lares_healer::api::{Healing, Pause, PauseRequest, Resumed, Units, WatchedUnit, full_name};
+use lares_healer::decide::{Decision, Reason};
+use lares_healer::facts::{Active, Load, Probe};
 
 use crate::cli::{self, Global, exit};
+use crate::configuration;
+use crate::daemon::{Daemon, path};
+use crate::incident::{self, Followed};
 use crate::output::{self, Output};
 
-/// Longest line that is kept, in bytes; what comes behind is read and dropped, so that no input fills the memory.
-const LINE_MAX: usize = 64 * 1024;
-/// Bytes read at once.
-const READ_SIZE: usize = 64 * 1024;
-/// Longest that looking at one unit may take.
-const DRY_RUN: Duration = Duration::from_secs(20);
-/// Largest table of labelled lines, in bytes.
-const TABLE_MAX: u64 = 64 * 1024 * 1024;
-
 /// Carries out `lares heal …`.
-pub fn run(global: &Global, command: cli::Heal) -> Result<u8> {
-    match command {
-        cli::Heal::Classify(arguments) => {
-            let classifier = match &arguments.patterns {
-                Some(path) => {
-                    let named = || format!("in the pattern file {}", path.display());
-                    Patterns::with_file(path).and_then(Classifier::new).with_context(named)?
-                }
-                None => Classifier::builtin(),
-            };
-            match &arguments.tsv {
-                Some(path) => measure_table(Output { json: global.json }, &classifier, path),
-                None => classify(&classifier, arguments.journal).map(|()| exit::OK),
+pub fn run(global: &Global, arguments: cli::Heal) -> Result<u8> {
+    let output = Output { json: global.json };
+    if let Some(cli::HealCommand::Classify(arguments)) = &arguments.command {
+        return classify::run(output, arguments);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        if let Some(cli::HealCommand::DryRun(arguments)) = &arguments.command {
+            return dry_run::run(global, output, arguments).await.map(|()| exit::OK);
+        }
+        let healer = Daemon::healer(&configuration::load_for_client(global)?)?;
+        match (&arguments.command, &arguments.unit) {
+            (Some(cli::HealCommand::Pause(arguments)), _) => pause(&healer, output, arguments).await,
+            (Some(cli::HealCommand::Resume { unit }), _) => resume(&healer, output, unit).await,
+            (_, Some(unit)) => heal(&healer, output, unit, &arguments).await,
+            (_, None) => {
+                let units: Units = healer.get("/api/v1/units").await?;
+                output.value(&units, board).map(|()| exit::OK)
             }
         }
-        cli::Heal::DryRun(arguments) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(dry_run(Output { json: global.json }, arguments)).map(|()| exit::OK)
-        }
-    }
+    });
+    // Looking at a dead disk may block a thread for good.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
 }
 
-/// What would be done about a unit.
-#[derive(Serialize)]
-struct Outlook {
-    cause: Cause,
-    explanation: String,
-    decision: Decision,
-    steps: Vec<Vec<Step>>,
-    advice: Option<String>,
-    facts: Facts,
-    unknown: Vec<String>,
-}
-
-/// A name as `systemctl` takes it: without a kind it is a service.
-fn service(name: &str) -> Result<UnitId> {
-    let unit = UnitId::new(name);
-    match unit {
-        Ok(unit) if unit.kind().is_some() => Ok(unit),
-        _ => Ok(UnitId::new(format!("{name}.service"))?),
-    }
-}
-
-async fn dry_run(output: Output, arguments: cli::DryRun) -> Result<()> {
-    let unit = service(&arguments.unit)?;
-    let systemd = Systemd::connect(SystemdSettings::default())
-        .await
-        .context("units of systemd can be looked at where systemd runs; `lares status` shows those of `lares up`")?;
-    let classifier = Classifier::builtin();
-    let may: Vec<UnitId> = arguments.may.iter().map(|name| service(name)).collect::<Result<_>>()?;
-    let ours = may.iter().chain([&unit]).map(ToString::to_string);
-    let seen = timeout(DRY_RUN, Observer::new(&systemd, &classifier, ours).observe(&unit))
-        .await
-        .with_context(|| format!("looking at {unit} took longer than {} s", DRY_RUN.as_secs()))??;
-    let facts = seen.facts;
-    let policy = Policy { keep_running: arguments.keep_running, ..Policy::default() };
-    let cause = diagnose(&facts, &policy);
-    let decision = decide(&facts, &cause, &policy, &History::default());
-    let steps = match &decision {
-        Decision::Act { ladder, .. } => ladder.iter().map(|remedy| remedy.steps(&facts)).collect(),
-        Decision::Ask { remedy } => vec![remedy.steps(&facts)],
-        Decision::Hold { .. } => Vec::new(),
-    };
-    let outlook = Outlook {
-        explanation: cause.to_string(),
-        advice: cause.advice(&facts.unit),
-        cause,
-        decision,
-        steps,
-        facts,
-        unknown: seen.unknown,
-    };
-    output.value(&outlook, describe)
-}
-
-fn describe(outlook: &Outlook) -> String {
-    let facts = &outlook.facts;
-    let mut rows: Vec<(&str, String)> = vec![("unit", facts.unit.clone())];
-    rows.extend(facts.symptoms.iter().map(|symptom| ("symptom", symptom.to_string())));
-    rows.extend(facts.matched.iter().flat_map(|found| found.evidence.iter().map(|line| ("it said", line.clone()))));
-    rows.push(("cause", outlook.explanation.clone()));
-    let listed = |steps: &[Step]| steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", then ");
-    match &outlook.decision {
-        Decision::Hold { reason, alert } => {
-            let told = if *alert { "; a person is told" } else { "" };
-            rows.push(("nothing", format!("{reason}{told}")));
-        }
-        Decision::Act { alert, .. } => {
-            let first = std::iter::once("would").chain(std::iter::repeat("else"));
-            rows.extend(first.zip(&outlook.steps).map(|(word, steps)| (word, listed(steps))));
-            if *alert {
-                rows.push(("and", "tell a person".to_owned()));
+/// Has a unit healed and tells how it goes.
+async fn heal(healer: &Daemon, output: Output, unit: &str, arguments: &cli::Heal) -> Result<u8> {
+    let wait = lares_config::duration::parse(&arguments.timeout)
+        .map_err(|error| anyhow::anyhow!("--timeout: {error}; write for example 15m"))?;
+    // What was written before the order is no answer to it.
+    let seen = incident::last_entry(healer, &full_name(unit)).await?;
+    let healing: Healing = healer.command(&path(&["api", "v1", "heal", unit], &[])).await?;
+    let well = matches!(healing.outlook.decision, Decision::Hold { reason: Reason::Healthy | Reason::ChildKilled, .. });
+    let follow = healing.incident.filter(|_| !arguments.detach);
+    if output.json && follow.is_some() {
+        output::line(&serde_json::to_string(&healing)?)?;
+    } else {
+        output.value(&healing, |healing| {
+            let mut text = dry_run::describe(&healing.outlook, "will");
+            if let Some(id) = healing.incident {
+                text.push_str(&format!("\nincident  {id}"));
             }
-        }
-        Decision::Ask { .. } => rows.extend(outlook.steps.iter().map(|steps| ("would ask", listed(steps)))),
+            text
+        })?;
     }
-    rows.extend(outlook.advice.iter().map(|advice| ("advice", advice.clone())));
-    rows.extend(outlook.unknown.iter().map(|what| ("unknown", what.clone())));
-    let lines: Vec<String> = rows.into_iter().map(|(word, text)| format!("{word:<9} {text}")).collect();
-    lines.join("\n")
-}
-
-/// One line of the answer.
-#[derive(Serialize)]
-struct Answer<'a> {
-    line: &'a str,
-    pattern: Option<&'a str>,
-    rule: Option<&'a str>,
-    evidence: &'a BTreeMap<String, String>,
-    remedy: Option<Remedy>,
-}
-
-fn classify(classifier: &Classifier, journal: bool) -> Result<()> {
-    let mut input = BufReader::with_capacity(READ_SIZE, io::stdin().lock());
-    let mut out = BufWriter::with_capacity(READ_SIZE, io::stdout().lock());
-    match answer_all(classifier, journal, &mut input, &mut out) {
-        // Whoever read the answers has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(i32::from(exit::OK)),
-        other => other.context("cannot go on with classifying standard input"),
-    }
-}
-
-fn answer_all<R: io::Read>(
-    classifier: &Classifier,
-    journal: bool,
-    input: &mut BufReader<R>,
-    out: &mut impl Write,
-) -> io::Result<()> {
-    let mut buffer = Vec::new();
-    while read_line(input, &mut buffer)? {
-        let text = String::from_utf8_lossy(&buffer);
-        if journal {
-            let fields: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-            let message = message_of(&fields);
-            let strings = fields.as_object().into_iter().flatten();
-            let strings: Vec<_> = strings.filter_map(|(name, value)| Some((name.as_str(), value.as_str()?))).collect();
-            let entry = Entry { message: &message, origin: origin_of(&fields), fields: &strings };
-            answer(out, &message, classifier.classify(entry).as_ref())?;
-        } else {
-            answer(out, &text, classifier.classify(Entry::text(&text)).as_ref())?;
-        }
-        // Answers wait only while there are more lines to answer: `journalctl -f | lares heal classify` shows each at once.
-        if !input.buffer().contains(&b'\n') {
-            out.flush()?;
-        }
-    }
-    out.flush()
-}
-
-fn answer(out: &mut impl Write, line: &str, found: Option<&Match>) -> io::Result<()> {
-    let nothing = BTreeMap::new();
-    let answer = Answer {
-        line,
-        pattern: found.map(|found| found.pattern.as_str()),
-        rule: found.map(|found| found.rule.as_str()),
-        evidence: found.map_or(&nothing, |found| &found.evidence),
-        remedy: found.map(|found| found.remedy),
+    let Some(id) = follow else {
+        return Ok(if well || arguments.detach { exit::OK } else { exit::FAILURE });
     };
-    serde_json::to_writer(&mut *out, &answer)?;
-    out.write_all(b"\n")
+    let seen = seen.filter(|(before, _)| *before == id).map_or(0, |(_, seq)| seq);
+    let followed = incident::follow(healer, output, id, seen, wait).await?;
+    if output.json {
+        output::line(&serde_json::to_string(followed.incident())?)?;
+    } else {
+        output::line(&followed.to_string())?;
+    }
+    Ok(if matches!(followed, Followed::Well(_)) { exit::OK } else { exit::FAILURE })
 }
 
-/// Reads a line without its end, at most [`LINE_MAX`] bytes of it; says whether there was one.
-fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
-    line.clear();
-    let mut any = false;
-    loop {
-        let available = match input.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+async fn pause(healer: &Daemon, output: Output, arguments: &cli::Pause) -> Result<u8> {
+    let request = PauseRequest { lasting: arguments.lasting.clone(), reason: arguments.reason.clone() };
+    let pause: Pause = healer.post(&path(&["api", "v1", "units", &arguments.unit, "pause"], &[]), &request).await?;
+    output.value(&pause, paused)?;
+    Ok(exit::OK)
+}
+
+fn paused(pause: &Pause) -> String {
+    let until =
+        pause.until.map_or_else(|| "until it is resumed".to_owned(), |until| format!("until {}", output::time(until)));
+    format!("{} is left alone {until}; `lares heal resume {}` ends that", pause.unit, pause.unit)
+}
+
+async fn resume(healer: &Daemon, output: Output, unit: &str) -> Result<u8> {
+    let resumed: Resumed = healer.command(&path(&["api", "v1", "units", unit, "resume"], &[])).await?;
+    output.value(&resumed, |resumed| {
+        let was = if resumed.was_paused { "is healed again" } else { "was not paused" };
+        format!("{} {was}", resumed.unit)
+    })?;
+    Ok(exit::OK)
+}
+
+/// What is watched, as a table.
+fn board(units: &Units) -> String {
+    if units.units.is_empty() {
+        return "no unit is watched; name some in `healer.units` of the configuration".to_owned();
+    }
+    let rows = units.units.iter().map(|unit| {
+        let probe = match unit.probe {
+            Probe::None => "-".to_owned(),
+            Probe::Pending => "pending".to_owned(),
+            Probe::Green => style("green").green().to_string(),
+            Probe::Red { times } => style(format!("red, {times} times")).red().to_string(),
         };
-        if available.is_empty() {
-            break;
-        }
-        any = true;
-        let end = available.iter().position(|byte| *byte == b'\n');
-        let text = &available[..end.unwrap_or(available.len())];
-        line.extend_from_slice(&text[..text.len().min(LINE_MAX - line.len())]);
-        let read = text.len() + usize::from(end.is_some());
-        input.consume(read);
-        if end.is_some() {
-            break;
-        }
+        [unit.unit.clone(), state(unit), probe, unit.restarts.to_string(), doing(unit)]
+    });
+    let mut text = output::table(["unit", "state", "probe", "restarts", "healing"], rows);
+    if !units.acting {
+        text.push_str("\n\nanother healer acts on this machine; this one waits for it to end");
     }
-    if line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    Ok(any)
-}
-
-/// The text of an entry of `journalctl -o json`: a string, or bytes as numbers where it is not UTF-8.
-fn message_of(fields: &Value) -> String {
-    match &fields["MESSAGE"] {
-        Value::String(text) => text.clone(),
-        Value::Array(bytes) => {
-            let bytes: Vec<u8> = bytes.iter().filter_map(|b| b.as_u64().and_then(|b| u8::try_from(b).ok())).collect();
-            String::from_utf8_lossy(&bytes).into_owned()
-        }
-        _ => String::new(),
-    }
-}
-
-/// journald sets these fields itself; a service cannot.
-fn origin_of(fields: &Value) -> Origin {
-    let text = |name: &str| fields[name].as_str();
-    match (text("_TRANSPORT"), text("_PID")) {
-        (Some("kernel"), _) => Origin::Kernel,
-        (_, Some("1")) => Origin::Systemd,
-        (None, _) => Origin::Unknown,
-        _ => Origin::Unit,
-    }
-}
-
-/// The measurement with the two numbers that people ask for.
-#[derive(Serialize)]
-struct Report<'a> {
-    table: &'a Path,
-    lines: usize,
-    precision: f64,
-    recall: f64,
-    #[serde(flatten)]
-    measurement: &'a Measurement,
-}
-
-fn measure_table(output: Output, classifier: &Classifier, path: &Path) -> Result<u8> {
-    let unreadable = || format!("cannot read the table {}", path.display());
-    let size = std::fs::metadata(path).with_context(unreadable)?.len();
-    anyhow::ensure!(size <= TABLE_MAX, "{}: it has {size} bytes, more than {TABLE_MAX}", unreadable());
-    let bytes = std::fs::read(path).with_context(unreadable)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let labelled = measure::read(&text, classifier).with_context(unreadable)?;
-    let measurement = measure::measure(classifier, &labelled);
-    let total = measurement.total();
-    let report = Report {
-        table: path,
-        lines: labelled.len(),
-        precision: total.precision(),
-        recall: total.recall(),
-        measurement: &measurement,
-    };
-    output.value(&report, |report| shown(report.measurement))?;
-    Ok(if measurement.mistakes.is_empty() { exit::OK } else { exit::FAILURE })
-}
-
-fn shown(measurement: &Measurement) -> String {
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
-    let row = |name: &str, count: &measure::Count| {
-        let numbers = [count.positive, count.negative, count.missed, count.mistaken].map(|n| n.to_string());
-        let [positive, negative, missed, mistaken] = numbers;
-        let (precision, recall) = (percent(count.precision()), percent(count.recall()));
-        [name.to_owned(), positive, negative, missed, mistaken, precision, recall]
-    };
-    let rows = measurement.patterns.iter().map(|(name, count)| row(name, count));
-    let rows = rows.chain([row("all", &measurement.total())]);
-    let mut text = output::table(["pattern", "lines", "look alike", "missed", "mistaken", "precision", "recall"], rows);
-    for mistake in &measurement.mistakes {
-        let taken = mistake.taken_for.as_ref().map_or("nothing".to_owned(), |(p, rule)| format!("{p} (rule {rule})"));
-        let line: String = mistake.line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        text.push_str(&format!("\nline {}, {}: taken for {taken}: {line}", mistake.number, mistake.label));
-    }
-    if measurement.unjudged > 0 {
-        let count = measurement.unjudged;
-        text.push_str(&format!("\n{count} of the lines that look alike were recognised as something else"));
+    if units.unshipped > 0 {
+        text.push_str(&format!("\n\n{} entries wait for PostgreSQL", units.unshipped));
     }
     text
 }
 
+fn state(unit: &WatchedUnit) -> String {
+    match (unit.load, unit.active) {
+        (Load::Loaded, Active::Active) => style("active").green().to_string(),
+        (Load::Loaded, Active::Failed) => style("failed").red().to_string(),
+        (Load::Loaded, Active::Activating) => style("activating").yellow().to_string(),
+        (Load::Loaded, Active::Deactivating) => style("deactivating").yellow().to_string(),
+        (Load::Loaded, Active::Inactive) => style("inactive").yellow().to_string(),
+        (Load::NotFound, _) => style("not found").red().to_string(),
+        (Load::BadSetting, _) => style("bad setting").red().to_string(),
+        (Load::Error, _) => style("unreadable").red().to_string(),
+        (Load::Masked, _) => style("masked").yellow().to_string(),
+    }
+}
+
+/// Its pause, or what is done about its open incident.
+fn doing(unit: &WatchedUnit) -> String {
+    let mut parts = Vec::new();
+    if let Some(pause) = &unit.paused {
+        let until = pause.until.map(|until| format!(" until {}", output::time(until))).unwrap_or_default();
+        let why = if pause.reason.is_empty() { String::new() } else { format!(": {}", pause.reason) };
+        parts.push(format!("paused by {}{until}{why}", pause.by));
+    }
+    if let Some(incident) = unit.incident {
+        let doing = unit.doing.as_deref().unwrap_or("open");
+        parts.push(format!("{doing} (incident {incident})"));
+    }
+    if parts.is_empty() { "-".to_owned() } else { output::plain(&parts.join("; ")) }
+}
+
 #[cfg(test)]
 mod tests {
+    use lares_healer::api::PausedUntil;
+    use lares_healer::decide::{History, Policy};
+    use lares_healer::facts::{Facts, Holder, Lead, Match, Owner};
+    use lares_healer::observe::Observed;
+    use lares_healer::outlook::Outlook;
+    use lares_healer::symptom::Symptom;
+    use uuid::Uuid;
+
     use super::*;
 
-    fn answers(input: &[u8], journal: bool) -> Vec<Value> {
-        let mut out = Vec::new();
-        let mut reader = BufReader::with_capacity(16, input);
-        answer_all(&Classifier::builtin(), journal, &mut reader, &mut out).expect("memory does not fail");
-        String::from_utf8(out).expect("JSON").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    fn watched(unit: &str) -> WatchedUnit {
+        WatchedUnit {
+            unit: unit.to_owned(),
+            load: Load::Loaded,
+            active: Active::Active,
+            probe: Probe::Green,
+            restarts: 0,
+            incident: None,
+            doing: None,
+            paused: None,
+        }
     }
 
     #[test]
-    fn lines_are_cut_and_never_joined() {
-        let mut input = vec![b'x'; 3 * LINE_MAX];
-        input.extend_from_slice(b"\r\nlast \xff line");
-        let answers = answers(&input, false);
-        assert_eq!(answers.len(), 2);
-        assert_eq!(answers[0]["line"].as_str().map(str::len), Some(LINE_MAX));
-        assert_eq!(answers[1]["line"], "last \u{fffd} line");
+    fn the_board_tells_who_is_ill_and_who_is_left_alone() {
+        let ill = WatchedUnit {
+            active: Active::Failed,
+            probe: Probe::Red { times: 3 },
+            restarts: 5,
+            incident: Some(Uuid::from_u128(7)),
+            doing: Some("waits: the last remedy was not long ago".to_owned()),
+            ..watched("app.service")
+        };
+        let pause = PausedUntil { until: None, by: "admin".to_owned(), reason: "up\u{1b}[2Jgrade".to_owned() };
+        let left = WatchedUnit { load: Load::Masked, probe: Probe::None, paused: Some(pause), ..watched("db.service") };
+        let units = Units { units: vec![ill, left, watched("web.service")], acting: false, unshipped: 12 };
+        insta::assert_snapshot!(board(&units));
+        assert!(board(&Units::default()).contains("healer.units"));
     }
 
     #[test]
-    fn a_forged_kernel_line_is_known_by_the_journal() {
-        let line = "Out of memory: Killed process 12 (a) total-vm:1kB";
-        let entry = |transport: &str| format!("{{\"_TRANSPORT\":\"{transport}\",\"MESSAGE\":\"{line}\"}}\n");
-        let input = entry("kernel") + &entry("stdout") + "no json\n";
-        let patterns: Vec<Value> = answers(input.as_bytes(), true).iter().map(|a| a["pattern"].clone()).collect();
-        assert_eq!(patterns, [Value::from("oom_kill"), Value::Null, Value::Null]);
+    fn an_outlook_says_what_is_wrong_and_what_follows() {
+        let facts = Facts {
+            active: Active::Failed,
+            symptoms: vec![Symptom::ExitCode { status: 1 }],
+            result: "exit-code".to_owned(),
+            matched: Some(Match {
+                pattern: "port_conflict".to_owned(),
+                lead: Lead::ReassignPort,
+                evidence: vec!["Address already in use: ('127.0.0.1', 8080)".to_owned()],
+                port: Some(8080),
+            }),
+            port_holder: Some(Holder { pid: 41, started: 1, command: "python3".to_owned(), owner: Owner::Orphan }),
+            free_port: Some(8081),
+            ..Facts::healthy("app.service")
+        };
+        let policy = Policy { reassign_port: true, ..Policy::default() };
+        let of = |facts: Facts, policy: &Policy| {
+            Outlook::of(Observed { facts, unknown: Vec::new() }, policy, &History::default())
+        };
+        insta::assert_snapshot!("acts", dry_run::describe(&of(facts.clone(), &policy), "will"));
+        let mut held = facts;
+        held.port_holder.iter_mut().for_each(|holder| holder.owner = Owner::Nobody);
+        insta::assert_snapshot!("holds", dry_run::describe(&of(held, &Policy::default()), "would"));
+    }
+
+    #[test]
+    fn a_pause_says_how_it_ends() {
+        let since = jiff::Timestamp::UNIX_EPOCH;
+        let pause = Pause { unit: "app.service".into(), until: None, by: "op".into(), reason: String::new(), since };
+        assert_eq!(
+            paused(&pause),
+            "app.service is left alone until it is resumed; `lares heal resume app.service` ends that"
+        );
     }
 }

@@ -23,7 +23,9 @@ pub fn start(log: &Log) -> Result<()> {
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
         LogFormat::Json => tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr).boxed(),
         LogFormat::Journald => {
-            tracing_journald::layer().context("log.format: journald's socket cannot be reached")?.boxed()
+            let journal = tracing_journald::layer().context("log.format: journald's socket cannot be reached")?;
+            // `journalctl LARES_INCIDENT=…` finds what is told of one incident.
+            journal.with_field_prefix(Some("LARES".to_owned())).boxed()
         }
         _ => text().boxed(),
     };

@@ -13,6 +13,7 @@ mod daemon;
 mod demo;
 mod engine;
 mod heal;
+mod incident;
 mod key;
 mod llama;
 mod logging;
@@ -66,6 +67,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             Command::Status => status::list(&global).await,
             Command::Unit(command) => status::run(&global, command).await,
             Command::Task(command) => task::run(&global, command).await,
+            Command::Incident(command) => incident::run(&global, command).await,
             Command::Key(command) => key::run(&global, command).await,
             Command::Model(command) => model::run(&global, command).await,
             Command::Engine(command) => engine::run(&global, &command).await,
@@ -84,7 +86,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         return match error {
             daemon::Error::Unreachable { .. } => exit::UNREACHABLE,
             daemon::Error::Denied(_) | daemon::Error::NoKey { .. } => exit::DENIED,
-            daemon::Error::Refused(_) | daemon::Error::Strange { .. } => exit::FAILURE,
+            daemon::Error::NotFound(_) | daemon::Error::Refused(_) | daemon::Error::Strange { .. } => exit::FAILURE,
         };
     }
     if error.downcast_ref::<control::NotRunning>().is_some() {

@@ -21,22 +21,31 @@ pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PI
 
 /// Tells systemd about the daemon behind this `/health` until `shutdown`. Returns at once where nobody listens.
 pub async fn attend(health: String, shutdown: CancellationToken) {
+    let client = match reqwest::Client::builder().no_proxy().pool_idle_timeout(None).build() {
+        Ok(client) => client,
+        Err(error) => return tracing::error!(%error, "systemd is not told how this daemon is"),
+    };
+    attend_by(|| ask(client.clone(), health.clone()), shutdown).await;
+}
+
+/// Tells systemd about the daemon that gives this sign of life until `shutdown`. Returns at once where nobody listens.
+pub async fn attend_by<F: Future<Output = Result<(), String>>>(sign: impl Fn() -> F, shutdown: CancellationToken) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
-    let told = shutdown.run_until_cancelled(follow(&health, sd_notify::watchdog_enabled())).await;
+    let told = shutdown.run_until_cancelled(follow(sign, sd_notify::watchdog_enabled())).await;
     if told.is_none() {
         tell(&[NotifyState::Stopping]);
     }
 }
 
-async fn follow(health: &str, watchdog: Option<Duration>) {
-    let client = match reqwest::Client::builder().no_proxy().pool_idle_timeout(None).build() {
-        Ok(client) => client,
-        Err(error) => return tracing::error!(%error, "systemd is not told how this daemon is"),
+async fn follow<F: Future<Output = Result<(), String>>>(sign: impl Fn() -> F, watchdog: Option<Duration>) {
+    let sign = || async {
+        let answer = timeout(ANSWER, sign()).await;
+        answer.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())))
     };
     let began = Instant::now();
-    while let Err(why) = ask(&client, health).await {
+    while let Err(why) = sign().await {
         tracing::trace!(why, "not ready yet");
         sleep(STARTING).await;
     }
@@ -46,24 +55,20 @@ async fn follow(health: &str, watchdog: Option<Duration>) {
     let pause = (watchdog / 3).min(RUNNING);
     loop {
         sleep(pause).await;
-        match ask(&client, health).await {
+        match sign().await {
             Ok(()) => tell(&[NotifyState::Watchdog]),
-            Err(why) => tracing::warn!(health, why, "this daemon does not answer itself"),
+            Err(why) => tracing::warn!(why, "this daemon does not answer itself"),
         }
     }
 }
 
-async fn ask(client: &reqwest::Client, health: &str) -> Result<(), String> {
+async fn ask(client: reqwest::Client, health: String) -> Result<(), String> {
     let asked = async {
-        let response = client.get(health).send().await?.error_for_status()?;
+        let response = client.get(&health).send().await?.error_for_status()?;
         // Read to the end: only then is the connection used again.
         response.bytes().await
     };
-    match timeout(ANSWER, asked).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(lares_gate::chain(&error)),
-        Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
-    }
+    asked.await.map(drop).map_err(|error| format!("{health}: {}", lares_gate::chain(&error)))
 }
 
 fn tell(states: &[NotifyState<'_>]) {

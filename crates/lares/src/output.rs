@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::Serialize;
 
 /// How the answer is wanted.
@@ -32,6 +34,21 @@ pub fn line(text: &str) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),
     }
+}
+
+/// Tells a person something beside the answer, on standard error. That nobody reads it is not an error.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}: {text}", console::style("note").yellow().bold().for_stderr());
+}
+
+/// Text that somebody else wrote, such as a line of a log, without what would move the cursor or change colours.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim_end().to_owned()
+}
+
+/// `2026-11-23 16:05:12 +01:00`, in the time zone of this machine.
+pub fn time(at: Timestamp) -> String {
+    at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
 /// A table without lines, as wide as the terminal.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use lares_agents::sandbox::Launcher;
 use lares_config::Config;
+use lares_healer::Healer;
 use lares_store::Store;
+use lares_units::{Systemd, SystemdSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,9 +22,17 @@ pub const LAUNCHER_COMMAND: &str = "sandbox";
 /// Carries out `lares serve`.
 pub async fn run(global: &Global, daemon: Daemon) -> Result<u8> {
     let config = Arc::new(configuration::load(global)?.config);
-    logging::start(&config.log)?;
+    let mut log = config.log.clone();
+    if matches!(daemon, Daemon::Helper) {
+        // What it believes and what it writes down are nobody's to change but root's.
+        configuration::only_roots(global)?;
+        log.level.push_str(",lares_healer::helper=info");
+    }
+    logging::start(&log)?;
     let shutdown = shutdown_on_signals()?;
     match daemon {
+        Daemon::Healer => healer(config, shutdown).await?,
+        Daemon::Helper => lares_healer::helper::serve(config, shutdown).await?,
         Daemon::Llama { model } => llama::serve(&config, &model, shutdown).await?,
         Daemon::Coordinator => {
             let Some(store) = connect(&config, &shutdown).await? else { return Ok(exit::OK) };
@@ -36,6 +46,22 @@ pub async fn run(global: &Global, daemon: Daemon) -> Result<u8> {
         }
     }
     Ok(exit::OK)
+}
+
+/// The healer, which needs systemd and, to start, nothing else: PostgreSQL may be what is to be healed.
+async fn healer(config: Arc<Config>, shutdown: CancellationToken) -> Result<()> {
+    let store = Store::open(&config.store, &config.state_dir).await?;
+    let systemd = Systemd::connect(SystemdSettings::default())
+        .await
+        .context("the healer watches units of systemd and finds none here; `lares up` looks after its own")?;
+    let healer = Healer::open(config, store, Arc::new(systemd)).await?;
+    let alive = healer.alive();
+    let sign = move || {
+        let alive = alive.clone();
+        async move { alive.ask().await }
+    };
+    let _attended = AbortOnDropHandle::new(tokio::spawn(notify::attend_by(sign, shutdown.clone())));
+    Ok(healer.run(shutdown).await?)
 }
 
 /// The store; none when the daemon is told to stop before it answers.

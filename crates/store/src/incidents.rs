@@ -4,6 +4,7 @@
 //! that of two healers on one host only one acts. Entries are numbered within their incident, and writing one again
 //! changes nothing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -48,6 +49,13 @@ pub enum IncidentError {
 impl From<tokio_postgres::Error> for IncidentError {
     fn from(e: tokio_postgres::Error) -> Self {
         Self::Store(e.into())
+    }
+}
+
+impl IncidentError {
+    /// Whether trying again may help: PostgreSQL could not be reached, is busy or shuts down.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_temporary())
     }
 }
 
@@ -232,6 +240,47 @@ pub struct Stat {
     pub approved: bool,
 }
 
+/// What came of the incidents of a while.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Incidents that began in it.
+    pub incidents: i64,
+    /// Those of them that have not ended.
+    pub open: i64,
+    /// Those of them that a person was told of.
+    pub needs_person: i64,
+    /// Those of them that have ended, by how.
+    pub outcomes: BTreeMap<String, i64>,
+    /// The same by what they are known by, the most frequent first, at most [`PATTERNS`].
+    pub patterns: Vec<PatternStatistics>,
+}
+
+/// Most patterns and fingerprints that [`Statistics`] names: unknown failures may be many.
+pub const PATTERNS: i64 = 100;
+
+/// What came of the incidents that are known by one name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PatternStatistics {
+    /// Pattern or fingerprint; empty: neither.
+    pub known_as: String,
+    /// Incidents.
+    pub incidents: i64,
+    /// Those of them that a remedy healed.
+    pub healed: i64,
+    /// Remedies that helped, and that was verified.
+    pub helped: i64,
+    /// Remedies that did not help.
+    pub failed: i64,
+    /// Milliseconds from the beginning until the unit was up again, of those healed: half of them took no longer.
+    pub recovered_median_ms: Option<f64>,
+    /// 95 of 100 took no longer.
+    pub recovered_p95_ms: Option<f64>,
+    /// Microseconds from the service manager's own stamp of the first symptom until it was heard of, where known.
+    pub detected_median_us: Option<f64>,
+    /// 95 of 100 took no longer.
+    pub detected_p95_us: Option<f64>,
+}
+
 /// A unit that somebody wants left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
@@ -250,6 +299,8 @@ pub struct Pause {
 /// Which incidents to list, newest first.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
+    /// Only of this host.
+    pub host: Option<String>,
     /// Only of this unit.
     pub unit: Option<String>,
     /// Only in this state.
@@ -337,6 +388,15 @@ impl Incidents<'_> {
         if first.seq > last + 1 {
             return Err(IncidentError::Gap { id: incident.id, found: first.seq, last });
         }
+        if last == 0 {
+            // A unit has one open incident; an older one belongs to a healer that lost its memory of it.
+            tx.execute(
+                "UPDATE incidents SET state = 'closed', outcome = 'superseded', closed_at = $4
+                 WHERE host = $1 AND unit = $2 AND id < $3 AND closed_at IS NULL",
+                &[&lease.host, &incident.unit, &incident.id, &incident.opened_at],
+            )
+            .await?;
+        }
         tx.execute(
             "INSERT INTO incidents AS i (id, host, unit, state, outcome, known_as, cause, shared, needs_person,
                                          opened_at, closed_at, recovered_ms, last_seq)
@@ -414,7 +474,14 @@ impl Incidents<'_> {
         rows.iter().map(Entry::from_row).collect()
     }
 
-    /// Incidents of all hosts, newest first.
+    /// The host whose unit it is about.
+    pub async fn host(&self, id: Uuid) -> Result<String> {
+        let client = self.store.client().await?;
+        let row = client.query_opt("SELECT host FROM incidents WHERE id = $1", &[&id]).await?;
+        Ok(row.ok_or(IncidentError::NotFound(id))?.try_get(0)?)
+    }
+
+    /// Incidents, newest first.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<Incident>> {
         let client = self.store.client().await?;
         let rows = client
@@ -422,7 +489,7 @@ impl Incidents<'_> {
                 "SELECT * FROM incidents
                  WHERE ($1::text IS NULL OR unit = $1) AND ($2::text IS NULL OR state = $2)
                    AND (NOT $3 OR closed_at IS NULL) AND (NOT $4 OR needs_person)
-                   AND ($5::uuid IS NULL OR id < $5)
+                   AND ($5::uuid IS NULL OR id < $5) AND ($7::text IS NULL OR host = $7)
                  ORDER BY id DESC LIMIT $6",
                 &[
                     &filter.unit,
@@ -431,6 +498,7 @@ impl Incidents<'_> {
                     &filter.needs_person,
                     &filter.before,
                     &i64::from(filter.limit.clamp(1, 1000)),
+                    &filter.host,
                 ],
             )
             .await?;
@@ -481,6 +549,67 @@ impl Incidents<'_> {
                 })
             })
             .collect()
+    }
+
+    /// What came of the incidents of a host that began within `window` until now.
+    pub async fn statistics(&self, host: &str, window: Duration) -> Result<Statistics> {
+        let client = self.store.client().await?;
+        // The window begins at the same moment for both queries.
+        let since: Timestamp = client
+            .query_one("SELECT clock_timestamp() - $1::bigint * interval '1 millisecond'", &[&millis(window)])
+            .await?
+            .try_get(0)?;
+        let mut statistics = Statistics::default();
+        let rows = client
+            .query(
+                "SELECT outcome, count(*), count(*) FILTER (WHERE needs_person) FROM incidents
+                 WHERE host = $1 AND opened_at >= $2 GROUP BY outcome",
+                &[&host, &since],
+            )
+            .await?;
+        for row in &rows {
+            let (outcome, count): (Option<String>, i64) = (row.try_get(0)?, row.try_get(1)?);
+            statistics.incidents += count;
+            statistics.needs_person += row.try_get::<_, i64>(2)?;
+            match outcome {
+                Some(outcome) => _ = statistics.outcomes.insert(outcome, count),
+                None => statistics.open += count,
+            }
+        }
+        let rows = client
+            .query(
+                "WITH told AS (
+                     SELECT i.id, i.known_as, i.outcome, i.recovered_ms::float8 AS recovered_ms,
+                            count(*) FILTER (WHERE e.kind = 'verified') AS helped,
+                            count(*) FILTER (WHERE e.kind = 'not_verified') AS failed,
+                            max(CASE WHEN e.seq = 1 AND jsonb_typeof(e.data -> 'heard_after_us') = 'number'
+                                     THEN (e.data -> 'heard_after_us')::float8 END) AS detected_us
+                     FROM incidents i LEFT JOIN incident_events e ON e.incident_id = i.id
+                     WHERE i.host = $1 AND i.opened_at >= $2 GROUP BY i.id)
+                 SELECT known_as, count(*) AS incidents, count(*) FILTER (WHERE outcome = 'healed') AS healed,
+                        sum(helped)::bigint AS helped, sum(failed)::bigint AS failed,
+                        percentile_cont(0.5) WITHIN GROUP (ORDER BY recovered_ms) AS recovered_median_ms,
+                        percentile_cont(0.95) WITHIN GROUP (ORDER BY recovered_ms) AS recovered_p95_ms,
+                        percentile_cont(0.5) WITHIN GROUP (ORDER BY detected_us) AS detected_median_us,
+                        percentile_cont(0.95) WITHIN GROUP (ORDER BY detected_us) AS detected_p95_us
+                 FROM told GROUP BY known_as ORDER BY count(*) DESC, known_as LIMIT $3",
+                &[&host, &since, &PATTERNS],
+            )
+            .await?;
+        for row in &rows {
+            statistics.patterns.push(PatternStatistics {
+                known_as: row.try_get("known_as")?,
+                incidents: row.try_get("incidents")?,
+                healed: row.try_get("healed")?,
+                helped: row.try_get("helped")?,
+                failed: row.try_get("failed")?,
+                recovered_median_ms: row.try_get("recovered_median_ms")?,
+                recovered_p95_ms: row.try_get("recovered_p95_ms")?,
+                detected_median_us: row.try_get("detected_median_us")?,
+                detected_p95_us: row.try_get("detected_p95_us")?,
+            });
+        }
+        Ok(statistics)
     }
 
     /// Allows a remedy against an unknown failure, or takes that back.

@@ -59,12 +59,29 @@ impl Store {
     /// When the connection string cannot be used, PostgreSQL cannot be reached or refuses us, or the database was
     /// written by a newer version.
     pub async fn connect(config: &lares_config::Store, state_dir: &Path) -> Result<Self> {
+        let store = Self::open(config, state_dir).await?;
+        store.prepare().await?;
+        Ok(store)
+    }
+
+    /// A pool that connects when it is used, for a daemon that works without PostgreSQL too. [`Store::prepare`] has to
+    /// succeed once before anything else is asked of it.
+    ///
+    /// # Errors
+    /// When the connection string cannot be used.
+    pub async fn open(config: &lares_config::Store, state_dir: &Path) -> Result<Self> {
         let settings = connect::settings(config, state_dir).await?;
         let pool = connect::pool(&settings, config)?;
-        connect::until(config.connect_timeout, &pool).await?;
-        let store = Self { inner: Arc::new(Inner { pool, settings, connect_timeout: config.connect_timeout }) };
-        migrations::apply(&mut *store.client().await?).await?;
-        Ok(store)
+        Ok(Self { inner: Arc::new(Inner { pool, settings, connect_timeout: config.connect_timeout }) })
+    }
+
+    /// Connects, retrying until `connect_timeout`, and brings the tables up to this version.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached or refuses us, or the database was written by a newer version.
+    pub async fn prepare(&self) -> Result<()> {
+        connect::until(self.inner.connect_timeout, &self.inner.pool).await?;
+        migrations::apply(&mut *self.client().await?).await
     }
 
     /// API keys and their roles.

@@ -149,9 +149,10 @@ async fn a_unit_has_one_open_incident_and_lists_are_filtered() {
     let (incidents, lease) = (store.incidents(), lease(&store).await);
     let old = incident("app.service");
     incidents.append(&lease, &closed(&old, Timestamp::now()), &[entry(1, "symptoms")]).await.unwrap();
+    let older = incident("app.service");
     let open = Incident { needs_person: true, state: State::Held, ..incident("app.service") };
     incidents.append(&lease, &open, &[entry(1, "symptoms")]).await.unwrap();
-    assert!(incidents.append(&lease, &incident("app.service"), &[entry(1, "symptoms")]).await.is_err());
+    assert!(incidents.append(&lease, &older, &[entry(1, "symptoms")]).await.is_err());
     let other = incident("db.service");
     incidents.append(&lease, &other, &[entry(1, "symptoms")]).await.unwrap();
 
@@ -166,6 +167,63 @@ async fn a_unit_has_one_open_incident_and_lists_are_filtered() {
     assert_eq!(list(Filter { needs_person: true, ..Filter::default() }).await, [open.id]);
     assert_eq!(list(Filter { state: Some(State::Closed), ..Filter::default() }).await, [old.id]);
     assert_eq!(list(Filter { before: Some(open.id), ..Filter::default() }).await, [old.id]);
+    let of_host = |host: &str| Filter { host: Some(host.to_owned()), ..Filter::default() };
+    assert_eq!(list(of_host("here")).await, [other.id, open.id, old.id]);
+    assert!(list(of_host("there")).await.is_empty());
+    assert_eq!(incidents.host(open.id).await.unwrap(), "here");
+    assert!(matches!(incidents.host(Uuid::nil()).await.unwrap_err(), IncidentError::NotFound(_)));
+}
+
+#[tokio::test]
+async fn a_newer_incident_of_a_unit_ends_one_that_nobody_knows_of_any_more() {
+    let store = Cluster::shared().await.store().await;
+    let (incidents, lease) = (store.incidents(), lease(&store).await);
+    let (forgotten, new) = (incident("lost.service"), incident("lost.service"));
+    incidents.append(&lease, &forgotten, &[entry(1, "symptoms")]).await.unwrap();
+    incidents.append(&lease, &new, &[entry(1, "symptoms")]).await.unwrap();
+    let ended = incidents.get(forgotten.id).await.unwrap();
+    assert_eq!((ended.state, ended.outcome.as_deref()), (State::Closed, Some("superseded")));
+    assert_eq!(incidents.get(new.id).await.unwrap().state, State::Open);
+}
+
+#[tokio::test]
+async fn statistics_count_by_outcome_and_pattern_within_their_window() {
+    let store = Cluster::shared().await.store().await;
+    let (incidents, here) = (store.incidents(), lease(&store).await);
+    let there = incidents.take("there", "healer-2", MINUTE).await.unwrap().unwrap();
+    let now = Timestamp::now();
+    let heard = |us: i64| Entry { data: json!({ "kind": "symptoms", "heard_after_us": us }), ..entry(1, "symptoms") };
+    // Recovered after 100, 200, … 500 ms, each heard of ten times as many microseconds later.
+    for n in 1..=5 {
+        let healed = Incident { recovered_ms: Some(100 * n), ..closed(&incident("app.service"), now) };
+        let entries = [heard(1000 * n), entry(2, "not_verified"), entry(3, "verified"), entry(4, "closed")];
+        incidents.append(&here, &healed, &entries).await.unwrap();
+    }
+    let left = closed(&Incident { known_as: String::new(), ..incident("app.service") }, now);
+    let left = Incident { outcome: Some("left_alone".to_owned()), recovered_ms: None, ..left };
+    let odd = Entry { data: json!({ "heard_after_us": "soon" }), ..entry(1, "symptoms") };
+    incidents.append(&here, &left, &[odd]).await.unwrap();
+    let open = Incident { needs_person: true, ..incident("app.service") };
+    incidents.append(&here, &open, &[entry(1, "symptoms"), entry(2, "not_verified")]).await.unwrap();
+    let old = Incident { opened_at: now - SignedDuration::from_hours(25), ..incident("old.service") };
+    incidents.append(&here, &closed(&old, now), &[entry(1, "symptoms")]).await.unwrap();
+    incidents.append(&there, &incident("app.service"), &[entry(1, "symptoms")]).await.unwrap();
+
+    let day = incidents.statistics("here", Duration::from_secs(24 * 3600)).await.unwrap();
+    assert_eq!((day.incidents, day.open, day.needs_person), (7, 1, 1));
+    assert_eq!(day.outcomes.into_iter().collect::<Vec<_>>(), [("healed".to_owned(), 5), ("left_alone".to_owned(), 1)]);
+    let [port, unknown] = day.patterns.as_slice() else { panic!("{:?}", day.patterns) };
+    assert_eq!((port.known_as.as_str(), port.incidents, port.healed), ("port_conflict", 6, 5));
+    assert_eq!((port.helped, port.failed), (5, 6));
+    assert_eq!((port.recovered_median_ms, port.recovered_p95_ms), (Some(300.0), Some(480.0)));
+    assert_eq!((port.detected_median_us, port.detected_p95_us), (Some(3000.0), Some(4800.0)));
+    assert_eq!((unknown.known_as.as_str(), unknown.incidents, unknown.healed, unknown.helped), ("", 1, 0, 0));
+    assert_eq!((unknown.recovered_median_ms, unknown.detected_p95_us), (None, None));
+
+    let two_days = incidents.statistics("here", Duration::from_secs(48 * 3600)).await.unwrap();
+    assert_eq!((two_days.incidents, two_days.patterns[0].incidents), (8, 7));
+    let none = incidents.statistics("elsewhere", Duration::from_secs(3600)).await.unwrap();
+    assert_eq!(none, lares_store::incidents::Statistics::default());
 }
 
 #[tokio::test]

@@ -35,6 +35,9 @@ NO_KEY = {
     "ralph.enable": "whether the unit is there",
     "ralph.repositories": "what the unit may see of /home",
     "ralph.path": "programs of the unit",
+    "healer.enable": "whether the unit is there",
+    "healer.includeLares": "names the units of Lares in `healer.units`",
+    "healer.units.<name>.enable": "whether the unit is in `healer.units` at all",
 }
 
 # Defaults that are not the daemons' own, and why.
@@ -187,7 +190,7 @@ def check(report):
     evaluated = nix.nixpkgs()[0] is not None
     where = "" if evaluated else f", by {REFERENCE.name}"
     rust, options = keys(), typed()
-    # `models` and `coordinator.upstreams` hold named tables: what is in them is compared.
+    # `models`, `coordinator.upstreams` and `healer.units` hold named tables: what is in them is compared.
     tables = {key for key in options if any(other.startswith(f"{key}.<name>.") for other in options)}
     nix_keys = options.keys() - tables
 
@@ -239,7 +242,7 @@ def check(report):
     else:
         rendered = results["defaults"]["settings"]
         for key, ours in shown.items():
-            if key in OTHER_DEFAULT | OTHER_VALUE or covered(key, NO_OPTION) or key in ("models", "coordinator.upstreams"):
+            if key in OTHER_DEFAULT | OTHER_VALUE or covered(key, NO_OPTION) or key in ("models", "coordinator.upstreams", "healer.units"):
                 continue
             theirs = systems.at(rendered, key)
             if plain(theirs) != plain(ours) and not (theirs is None and ours in ("", None)):

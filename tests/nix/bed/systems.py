@@ -91,6 +91,8 @@ def judge(result):
     problems += [f"{unit} is there" for unit in expected["absent"] if unit in result["units"]]
     for prefix in expected["absentPrefix"]:
         problems += [f"{unit} is there" for unit in result["units"] if unit.startswith(prefix)]
+    problems += [f"polkit's rules lack `{part}`" for part in expected["rules"].get("has", []) if part not in result["rules"]]
+    problems += [f"polkit's rules have `{part}`" for part in expected["rules"].get("lacks", []) if part in result["rules"]]
     problems += difference(expected["settings"], result["settings"])
     for key, pattern in expected["settingsMatch"].items():
         found = at(result["settings"], key)

@@ -82,7 +82,7 @@ def different(every):
     """Systems whose units differ; most variations change settings only."""
     seen, kept = set(), {}
     for name, result in every.items():
-        units = {unit: text for unit, text in result["units"].items() if unit.endswith((".service", ".target"))}
+        units = {unit: text for unit, text in result["units"].items() if unit.endswith((".service", ".socket", ".target"))}
         # Store paths of the configuration file change with every setting.
         text = re.sub(r"/nix/store/[a-z0-9]{32}-", "/nix/store/-", json.dumps(units, sort_keys=True))
         if units and text not in seen:

@@ -51,6 +51,46 @@
       ];
       lacks = [ "BindPaths=" ];
     };
+    "lares-healer.service" = {
+      has = [
+        ''"serve" "healer"''
+        "Type=notify"
+        "User=lares-healer"
+        "SupplementaryGroups=systemd-journal"
+        "Restart=always"
+        "WatchdogSec="
+        "LARES_STATE_DIR=%S/lares-healer"
+        "IPAddressDeny=any"
+        "ProtectSystem=strict"
+        "CapabilityBoundingSet="
+        "WantedBy=lares.target"
+      ];
+      lacks = [
+        "coordinator-key"
+        # It comes up before its patients.
+        "After=postgresql"
+      ];
+    };
+    "lares-healer-helper.socket".has = [
+      "ListenStream=/run/lares/helper.sock"
+      "SocketMode=0600"
+      "SocketUser=lares-healer"
+      "WantedBy=lares.target"
+    ];
+    "lares-healer-helper.service" = {
+      has = [
+        ''"serve" "helper"''
+        "RestrictAddressFamilies=AF_UNIX"
+        "IPAddressDeny=any"
+        "ReadWritePaths=/run/systemd/system"
+      ];
+      lacks = [
+        "IPAddressAllow"
+        "Restart="
+        "WantedBy="
+        "User="
+      ];
+    };
   };
   # A model that is a file already needs no unit that fetches it.
   absent = [ "lares-model-coder.service" ];
@@ -61,8 +101,27 @@
     ralph.listen = "127.0.0.1:8098";
     models.coder.path = "/srv/models/coder.gguf";
     models.coder.port = 8080;
+    healer.units = {
+      "lares-coordinator.service" = {
+        probe.http = "http://127.0.0.1:8092/health";
+        dependencies = [ "postgresql.service" ];
+      };
+      "lares-llama-coder.service".probe.http = "http://127.0.0.1:8080/health";
+      "lares-ralph.service" = {
+        probe.http = "http://127.0.0.1:8098/health";
+        dependencies = [ "postgresql.service" ];
+      };
+      "postgresql.service".keep_running = false;
+    };
   };
+  rules.has = [
+    ''var units = ["lares-coordinator.service","lares-llama-coder.service","lares-ralph.service","postgresql.service"];''
+  ];
   config = {
+    services.postgresql.identMap = ''
+      lares lares lares
+      lares lares-healer lares
+    '';
     services.postgresql.enable = true;
     services.postgresql.ensureDatabases = [ "lares" ];
     services.qdrant = { };

@@ -17,6 +17,8 @@
       "IPAddressDeny=any"
     ];
   };
+  # Fetching it again is a remedy.
+  rules.has = [ ''"lares-model-coder.service"'' ];
   settings.models.coder.source = "qwen2.5-coder-0.5b-instruct";
   settings.llama.models_dir = "/var/lib/lares-models";
 }
