@@ -117,7 +117,8 @@ class Bench:
         self.box.run(
             "sh", "-c",
             f"test -z '{names}' || {{ systemctl kill --signal=KILL {names}; systemctl stop {names}; }};"
-            "pkill -KILL -f local/bin/victim;"
+            # Not this shell, whose command line has the name in it as well.
+            "pkill -KILL -f local/bin/[v]ictim;"
             f"for unit in {names}; do rm -rf /run/systemd/system/$unit /run/systemd/system/$unit.d"
             " /run/systemd/system.control/$unit.d; done;"
             f"for place in {places}; do umount -q $place; rm -rf $place; done;"

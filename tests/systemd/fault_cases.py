@@ -336,13 +336,17 @@ def locked(bench):
     migration = bench.pid("migration")
     bench.restart("victim")
     bench.failed()
-    # It ends by itself after that.
-    time.sleep(8)
-    bench.guard(migration, "who is working on the database")
-    gone = bench.harm(bench.account())
-    bench.guarded.clear()
-    if gone:
-        raise Failure(f"while the lock was held: {gone}")
+    time.sleep(4)
+
+    def mend():
+        bench.guard(migration, "who is working on the database")
+        harm = bench.harm(bench.account())
+        bench.guarded.clear()
+        if harm:
+            raise Failure(f"while the lock was held: {harm}")
+        until("the work is done", lambda: bench.state("migration") == "inactive", 20)
+
+    return mend
 
 
 @fault("18", "a database lock left by the dead", "restart the database, then its clients", recoverable=True,

@@ -24,6 +24,8 @@ pub struct Units {
     pub units: Vec<WatchedUnit>,
     /// Whether this healer acts; if not, another one does on this machine and this one waits for it to end.
     pub acting: bool,
+    /// Whether systemd can be heard; if not, nothing is known of what happens until it can.
+    pub hearing: bool,
     /// Entries of timelines that wait for PostgreSQL, on disk.
     pub unshipped: u64,
 }

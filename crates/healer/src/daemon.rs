@@ -165,6 +165,7 @@ impl Healer {
             serve(&config, desk, &counted, surfaced).await
         };
         let mut surface = AbortOnDropHandle::new(tokio::spawn(surface));
+        let mut served = None;
 
         let settings = Arc::new(settings(&self.config));
         let mut orders = self.orders.1;
@@ -177,9 +178,10 @@ impl Healer {
                     tokio::select! {
                         () = ended.cancelled() => break,
                         changed = placed.changed() => if changed.is_err() { break },
-                        Some(order) = orders.recv() => stand_by(order),
+                        // Until it is known who acts, whoever asks waits.
+                        Some(order) = orders.recv(), if place == Place::Taken => stand_by(order),
                         done = &mut surface => {
-                            joined(done)?;
+                            served = Some(done);
                             break;
                         }
                     }
@@ -231,30 +233,31 @@ impl Healer {
                         }
                         stop.cancel();
                     }
-                    done = &mut surface, if !stop.is_cancelled() => {
-                        joined(done)?;
+                    done = &mut surface, if served.is_none() => {
+                        served = Some(done);
                         stop.cancel();
                     }
                 }
             };
             (orders, news) = over?;
-            if ended.is_cancelled() || surface.is_finished() {
+            if ended.is_cancelled() || served.is_some() {
                 break;
             }
         }
         ended.cancel();
         leave.cancel();
-        let last = async { tokio::join!(keeping, surface) };
-        if let Ok((_, Ok(done))) = timeout(FAREWELL, last).await {
-            done?;
+        // Nothing is lost when they take longer: the book is on the disk.
+        let _ = timeout(FAREWELL, keeping).await;
+        let served = match served {
+            Some(done) => Some(done),
+            None => timeout(FAREWELL, surface).await.ok(),
+        };
+        match served {
+            Some(Ok(outcome)) => outcome,
+            // It was told to end, or ended by a fault that was told of already.
+            Some(Err(_)) | None => Ok(()),
         }
-        Ok(())
     }
-}
-
-/// What the surface ended with; that it ended by a fault of ours counts as an end.
-fn joined(done: Result<Result<(), ServeError>, tokio::task::JoinError>) -> Result<(), ServeError> {
-    done.unwrap_or(Ok(()))
 }
 
 /// Answers an order while another healer acts.

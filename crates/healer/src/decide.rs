@@ -137,7 +137,17 @@ impl Reason {
             Self::Changing | Self::LeftToManager | Self::JobQueued | Self::BelowThreshold | Self::DependencyBusy => {
                 Duration::from_secs(1)
             }
-            Self::ChildKilled | Self::Retrying | Self::LockHeld => Duration::from_secs(5),
+            // What a person or time puts right is heard of from nobody.
+            Self::ChildKilled
+            | Self::Retrying
+            | Self::LockHeld
+            | Self::LockStuck
+            | Self::PortHeld
+            | Self::DependencyNotOurs
+            | Self::ModelMissing
+            | Self::ModelUnreadable
+            | Self::PermissionDenied
+            | Self::DiskFull => Duration::from_secs(5),
             _ => Duration::from_secs(30),
         }
     }

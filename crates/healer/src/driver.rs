@@ -55,6 +55,8 @@ const EAGER: Duration = Duration::from_millis(250);
 const BACKSTOP: Duration = Duration::from_secs(30);
 /// Pause before a look that failed is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// So often in a row facts are dropped because something was heard while they were gathered.
+const OUTDATED: u32 = 3;
 /// How often the board is made anew at most.
 const BOARD: Duration = Duration::from_millis(100);
 /// What systemd says when a process of a unit was killed for want of memory.
@@ -219,7 +221,11 @@ impl Driver {
                 Happening::Symptoms { symptoms, .. } if symptoms.contains(&Symptom::OomKill { main: true }) => {
                     unit.was_killed(entry.moment);
                 }
-                Happening::Acting { action: Step::Stop { .. }, invocation, .. } => {
+                Happening::Acting {
+                    action: Step::Stop { unit: named } | Step::ResetFailed { unit: named },
+                    invocation,
+                    ..
+                } if *named == stored.unit => {
                     unit.stopped = Some(invocation.clone());
                 }
                 Happening::Acting { action: Step::SetPort { unit, to, .. }, .. } => {
@@ -411,7 +417,10 @@ impl Driver {
         let Some(unit) = self.units.get_mut(name) else { return };
         unit.looking = false;
         let again = std::mem::take(&mut unit.look_again);
+        unit.outdated = if again { unit.outdated + 1 } else { 0 };
         match seen {
+            // What was heard meanwhile is about a later state than these facts.
+            Ok(_) if again && unit.outdated <= OUTDATED => {}
             Ok(observed) => {
                 let facts = self.completed(name, observed, &now);
                 self.watch_what_it_needs(&facts);
@@ -863,7 +872,8 @@ impl Driver {
     fn begin(&mut self, incident: Uuid, attempt: u32, step: usize, action: Step) {
         let Some(name) = self.pages.get(&incident).map(|page| page.incident().unit.clone()) else { return };
         match &action {
-            Step::Stop { unit } => {
+            // Afterwards it is inactive without a failure, as if somebody had stopped it.
+            Step::Stop { unit } | Step::ResetFailed { unit } => {
                 if let Some(unit) = self.units.get_mut(unit) {
                     unit.stopped = unit.invocation.map(|id| id.to_string());
                 }

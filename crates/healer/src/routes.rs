@@ -66,7 +66,7 @@ pub(crate) fn changing(desk: &Arc<Desk>) -> OpenApiRouter {
 async fn units(State(desk): State<Arc<Desk>>) -> Json<Units> {
     let board = Arc::clone(&desk.board.borrow());
     let units = board.units.values().cloned().collect();
-    Json(Units { units, acting: board.acting, unshipped: board.unshipped })
+    Json(Units { units, acting: board.acting, hearing: board.hearing, unshipped: board.unshipped })
 }
 
 /// Incidents of this machine, newest first.
@@ -82,7 +82,7 @@ async fn list(State(desk): State<Arc<Desk>>, uri: Uri) -> Result<Json<IncidentLi
     }
     let filter = Filter {
         host: Some(desk.host.clone()),
-        unit: query.unit.as_deref().map(full_name),
+        unit: query.unit.as_deref().map(|unit| desk.full_name(unit)),
         state: query.state.map(Into::into),
         open: query.open,
         needs_person: query.needs_person,
@@ -231,12 +231,17 @@ async fn resume(
 }
 
 impl Desk {
+    /// The name that is meant: units of `lares up` have no kind.
+    fn full_name(&self, name: &str) -> String {
+        if self.board.borrow().units.contains_key(name) { name.to_owned() } else { full_name(name) }
+    }
+
     /// The full name of a unit that is watched.
     fn watched(&self, name: &str) -> Result<String, Problem> {
         let board = Arc::clone(&self.board.borrow());
-        let full = full_name(name);
-        if let Some(unit) = [name, &full].into_iter().find(|name| board.units.contains_key(*name)) {
-            return Ok(unit.to_owned());
+        let full = self.full_name(name);
+        if board.units.contains_key(&full) {
+            return Ok(full);
         }
         // The end that all have in common would make all alike.
         let stem = |unit: &str| unit.strip_suffix(".service").unwrap_or(unit).to_owned();
@@ -264,7 +269,7 @@ impl Desk {
         });
         match asked.await {
             Ok(Some(Ok(answer))) => Ok(answer),
-            Ok(Some(Err(refusal))) => Err(refused(refusal)),
+            Ok(Some(Err(refusal))) => Err(refused(&refusal)),
             Ok(None) => {
                 Err(Problem::unavailable("healer-stopping", "the healer is about to stop; try again")
                     .retry_after(RETRY))
@@ -353,7 +358,7 @@ impl Desk {
 }
 
 fn outcome<T>(result: &Result<T, Problem>) -> &str {
-    result.as_ref().map_or_else(|problem| problem.slug(), |_| "ok")
+    result.as_ref().map_or_else(Problem::slug, |_| "ok")
 }
 
 fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
@@ -389,7 +394,7 @@ fn not_watched(detail: String) -> Problem {
     Problem::not_found("unit-not-watched", detail)
 }
 
-fn refused(refusal: Refusal) -> Problem {
+fn refused(refusal: &Refusal) -> Problem {
     let said = refusal.to_string();
     match refusal {
         Refusal::NotWatched(_) => not_watched(said),

@@ -45,6 +45,8 @@ pub(crate) struct Tracked {
     /// Whether a look is under way, and whether another one has to follow.
     pub(crate) looking: bool,
     pub(crate) look_again: bool,
+    /// Looks in a row during which something was heard.
+    pub(crate) outdated: u32,
     /// A probe is under way.
     pub(crate) probing: bool,
     /// When the last failed probe was counted.
@@ -70,6 +72,7 @@ impl Tracked {
             stopped: None,
             looking: false,
             look_again: false,
+            outdated: 0,
             probing: false,
             counted: None,
         }

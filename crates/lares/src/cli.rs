@@ -38,10 +38,10 @@ Environment:
 
 const HEAL_EXAMPLES: &str = "\
 Examples:
-  lares heal                                    the units that are watched, and what is done about them
-  lares heal nginx                              look at it now, heal it if something is wrong, tell how it goes
+  lares heal                         the units that are watched, and what is done about them
+  lares heal nginx                   look at it now, heal it if something is wrong, tell how it goes
+  lares heal dry-run nginx           what would be done, and why
   lares heal pause nginx --for 1h --reason 'new version'
-  lares heal dry-run nginx                      what would be done, and why
 
 Exit code 0 means that the unit is well, or healed; 1 that it is not: a person is needed, or --timeout is over.";
 
@@ -166,10 +166,11 @@ pub enum Daemon {
     Healer,
     /// The healer's root helper, for systemd to start together with its socket; not for people
     #[command(after_help = "\
-It does five things for the healer that take root, on units that the configuration names only: find who listens on a
-port, end a process that an earlier run of a unit left, raise a memory limit, move a unit to another port, and switch
-back to an earlier system generation. polkit says who may ask (actions org.lares.healer.*), every call is written to
-the journal, and it ends when nobody has asked for 30 s.")]
+It does five things for the healer that take root, on units that the configuration names only: find
+who listens on a port, end a process that an earlier run of a unit left, raise a memory limit, move a
+unit to another port, and switch back to an earlier system generation. polkit says who may ask
+(actions org.lares.healer.*), every call is written to the journal, and it ends when nobody has asked
+for 30 s.")]
     Helper,
     /// The llama-server of one configured model, with the flags that its binary understands
     #[command(after_help = "\
@@ -298,7 +299,6 @@ pub struct Submit {
 }
 
 #[derive(Debug, Args)]
-#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Heal {
     #[command(subcommand)]
     pub command: Option<HealCommand>,
@@ -310,6 +310,13 @@ pub struct Heal {
     /// Longest to wait for the end, such as 15m; the healer goes on by itself
     #[arg(long, default_value = "15m", value_name = "DURATION")]
     pub timeout: String,
+}
+
+impl Heal {
+    /// Whether a unit is given and a command as well.
+    pub const fn is_ambiguous(&self) -> bool {
+        self.unit.is_some() && self.command.is_some()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -569,6 +576,8 @@ mod tests {
             ("nginx", Some("1h"), Some("new"))
         );
         assert!(heal(&["nginx", "dry-run"]).is_err());
+        // This one is refused by what carries it out: clap would refuse global flags before a command as well.
+        assert!(heal(&["nginx", "dry-run", "nginx"]).is_ok_and(|heal| heal.is_ambiguous()));
         assert!(heal(&["--detach"]).is_err());
         assert!(heal(&["pause"]).is_err());
     }

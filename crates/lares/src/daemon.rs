@@ -29,12 +29,12 @@ pub enum Error {
     NoKey { path: PathBuf, cause: std::io::Error },
 }
 
-const HEALER: &str = "healer";
+const HEALER: &str = "the healer";
 
 /// What to look at when a daemon does not answer.
 fn hint(daemon: &str) -> &'static str {
     if daemon == HEALER {
-        return "Is it running? `systemctl status lares-healer` tells; `lares heal dry-run` works without it";
+        return "`lares status` shows whether it runs; `lares heal dry-run` works without it";
     }
     "Is `lares up` running? `lares status` shows what is"
 }

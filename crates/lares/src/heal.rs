@@ -4,8 +4,10 @@ mod classify;
 mod dry_run;
 
 use anyhow::Result;
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use console::style;
-use lares_healer::api::{Healing, Pause, PauseRequest, Resumed, Units, WatchedUnit, full_name};
+use lares_healer::api::{Healing, Pause, PauseRequest, Resumed, Units, WatchedUnit};
 use lares_healer::decide::{Decision, Reason};
 use lares_healer::facts::{Active, Load, Probe};
 
@@ -16,8 +18,13 @@ use crate::incident::{self, Followed};
 use crate::output::{self, Output};
 
 /// Carries out `lares heal …`.
-pub fn run(global: &Global, arguments: cli::Heal) -> Result<u8> {
+pub fn run(global: &Global, arguments: &cli::Heal) -> Result<u8> {
     let output = Output { json: global.json };
+    if arguments.is_ambiguous() {
+        let said =
+            "the name of a unit comes behind the command: `lares heal dry-run UNIT`; or without one: `lares heal UNIT`";
+        cli::Cli::command().error(ErrorKind::ArgumentConflict, said).exit();
+    }
     if let Some(cli::HealCommand::Classify(arguments)) = &arguments.command {
         return classify::run(output, arguments);
     }
@@ -30,7 +37,7 @@ pub fn run(global: &Global, arguments: cli::Heal) -> Result<u8> {
         match (&arguments.command, &arguments.unit) {
             (Some(cli::HealCommand::Pause(arguments)), _) => pause(&healer, output, arguments).await,
             (Some(cli::HealCommand::Resume { unit }), _) => resume(&healer, output, unit).await,
-            (_, Some(unit)) => heal(&healer, output, unit, &arguments).await,
+            (_, Some(unit)) => heal(&healer, output, unit, arguments).await,
             (_, None) => {
                 let units: Units = healer.get("/api/v1/units").await?;
                 output.value(&units, board).map(|()| exit::OK)
@@ -44,10 +51,10 @@ pub fn run(global: &Global, arguments: cli::Heal) -> Result<u8> {
 
 /// Has a unit healed and tells how it goes.
 async fn heal(healer: &Daemon, output: Output, unit: &str, arguments: &cli::Heal) -> Result<u8> {
-    let wait = lares_config::duration::parse(&arguments.timeout)
-        .map_err(|error| anyhow::anyhow!("--timeout: {error}; write for example 15m"))?;
+    let wait =
+        lares_config::duration::parse(&arguments.timeout).map_err(|error| anyhow::anyhow!("--timeout: {error}"))?;
     // What was written before the order is no answer to it.
-    let seen = incident::last_entry(healer, &full_name(unit)).await?;
+    let seen = incident::last_entry(healer, unit).await?;
     let healing: Healing = healer.command(&path(&["api", "v1", "heal", unit], &[])).await?;
     let well = matches!(healing.outlook.decision, Decision::Hold { reason: Reason::Healthy | Reason::ChildKilled, .. });
     let follow = healing.incident.filter(|_| !arguments.detach);
@@ -114,6 +121,9 @@ fn board(units: &Units) -> String {
     let mut text = output::table(["unit", "state", "probe", "restarts", "healing"], rows);
     if !units.acting {
         text.push_str("\n\nanother healer acts on this machine; this one waits for it to end");
+    }
+    if units.acting && !units.hearing {
+        text.push_str("\n\nsystemd cannot be heard: nothing is known of what happens until it can");
     }
     if units.unshipped > 0 {
         text.push_str(&format!("\n\n{} entries wait for PostgreSQL", units.unshipped));
@@ -187,7 +197,8 @@ mod tests {
         };
         let pause = PausedUntil { until: None, by: "admin".to_owned(), reason: "up\u{1b}[2Jgrade".to_owned() };
         let left = WatchedUnit { load: Load::Masked, probe: Probe::None, paused: Some(pause), ..watched("db.service") };
-        let units = Units { units: vec![ill, left, watched("web.service")], acting: false, unshipped: 12 };
+        let units =
+            Units { units: vec![ill, left, watched("web.service")], acting: false, hearing: false, unshipped: 12 };
         insta::assert_snapshot!(board(&units));
         assert!(board(&Units::default()).contains("healer.units"));
     }

@@ -271,7 +271,7 @@ fn line(entry: &TimelineEntry) -> String {
     let said: Vec<&str> = match (entry.kind.as_str(), entry.data["lines"].as_array()) {
         ("evidence", Some(lines)) => {
             let known_as = entry.data["known_as"].as_str().unwrap_or_default();
-            let known_as = if known_as.is_empty() { "it said" } else { known_as };
+            let known_as = if known_as.is_empty() { "nothing that is known" } else { known_as };
             std::iter::once(known_as).chain(lines.iter().filter_map(|line| line.as_str())).collect()
         }
         _ => entry.message.lines().collect(),

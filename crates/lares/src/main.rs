@@ -55,10 +55,15 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         }
         Command::Man { directory } => return manual::pages(&directory).map(|()| exit::OK),
         Command::Config(command) => return configuration::run(&global, command).map(|()| exit::OK),
-        Command::Heal(command) => return heal::run(&global, command),
+        Command::Heal(command) => return heal::run(&global, &command),
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut building = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Serve(cli::Daemon::Helper)) {
+        // It is asked once in a while, and its unit bounds its threads, however many cores there are.
+        building.worker_threads(2).max_blocking_threads(8);
+    }
+    let runtime = building.enable_all().build()?;
     let result = runtime.block_on(async {
         match cli.command {
             Command::Up(arguments) => up::run(&global, &arguments).await,

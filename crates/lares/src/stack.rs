@@ -1,5 +1,6 @@
 //! What `lares up` runs: from a configuration to units that can be started.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use lares_config::{Config, Model};
+use lares_config::{Config, HealedUnit, HealthProbe, Model};
 use lares_gate::secret::{self, Secret};
 use lares_llama::catalog::{self, Origin};
 use lares_llama::gguf::Metadata;
@@ -213,6 +214,7 @@ impl Stack {
         let mut ports = Ports::default();
         config.coordinator.listen = ports.claim("coordinator.listen", config.coordinator.listen)?;
         config.ralph.listen = ports.claim("ralph.listen", config.ralph.listen)?;
+        config.healer.listen = ports.claim("healer.listen", config.healer.listen)?;
 
         let mut models = Vec::new();
         if !config.models.is_empty() {
@@ -257,6 +259,30 @@ impl Stack {
             std::fs::rename(&fresh, &path).with_context(|| format!("cannot write {}", path.display()))
         })
         .await?
+    }
+
+    /// What the healer needs to know to look after the units of this stack, which systemd does not know.
+    pub fn healed(&self) -> Config {
+        let mut config = self.config.clone();
+        let mut units = BTreeMap::new();
+        let mut add = |name: String, http: Option<String>, dependencies: &[&str]| {
+            let probe = HealthProbe { http, ..HealthProbe::default() };
+            let dependencies = dependencies.iter().map(|&name| name.to_owned()).collect();
+            units.insert(name, HealedUnit { probe, dependencies, ..HealedUnit::default() });
+        };
+        let health = |address: SocketAddr| Some(format!("http://{address}/health"));
+        let store: &[&str] = if self.cluster.is_some() { &["postgres"] } else { &[] };
+        if self.cluster.is_some() {
+            add("postgres".to_owned(), None, &[]);
+        }
+        for model in &self.models {
+            let port = config.models[&model.name].port;
+            add(llama_unit(&model.name), health((Ipv4Addr::LOCALHOST, port).into()), &[]);
+        }
+        add("coordinator".to_owned(), health(config.coordinator.listen), store);
+        add("ralph".to_owned(), health(config.ralph.listen), store);
+        config.healer.units = units;
+        config
     }
 
     /// Where the daemons of this stack find PostgreSQL.
@@ -364,7 +390,8 @@ impl Stack {
             );
         }
         let _ = writeln!(text, "coordinator: http://{}/v1", self.config.coordinator.listen);
-        let _ = write!(text, "ralph: http://{}", self.config.ralph.listen);
+        let _ = writeln!(text, "ralph: http://{}", self.config.ralph.listen);
+        let _ = write!(text, "healer: http://{}", self.config.healer.listen);
         text
     }
 }

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use console::style;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use lares_config::Config;
+use lares_healer::Healer;
 use lares_store::Store;
 use lares_store::events::{Event, Recorder};
-use lares_units::{Change, FeedItem, Settings, State, Supervisor};
+use lares_units::{Change, Children, FeedItem, Settings, State, Supervisor};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Global, exit};
@@ -68,6 +70,7 @@ async fn attend(supervisor: &Supervisor, stack: &Stack, state_dir: &Path, shutdo
         }
         () = shutdown.cancelled() => return Ok(()),
     }
+    let healer = tokio::spawn(heal(supervisor.clone(), stack.healed(), shutdown.clone()));
     let recorder =
         tokio::spawn(record(supervisor.clone(), stack.store_config(), state_dir.to_owned(), shutdown.clone()));
     let ready = began.elapsed();
@@ -81,7 +84,22 @@ async fn attend(supervisor: &Supervisor, stack: &Stack, state_dir: &Path, shutdo
     shutdown.cancelled().await;
     let _ = view.await;
     let _ = recorder.await;
+    let _ = healer.await;
     control.await.context("the control socket ended in a panic")?
+}
+
+/// Looks after the units: the supervisor starts again what ends or hangs, the healer tells why it did and does what
+/// starting again does not. The stack works without it.
+async fn heal(supervisor: Supervisor, config: Config, shutdown: CancellationToken) {
+    let healed = async {
+        let store = Store::open(&config.store, &config.state_dir).await?;
+        let healer = Healer::open(Arc::new(config), store, Arc::new(Children::new(supervisor))).await?;
+        healer.run(shutdown).await?;
+        anyhow::Ok(())
+    };
+    if let Err(error) = healed.await {
+        eprintln!("{} the units are not healed: {error:#}", style("warning:").yellow());
+    }
 }
 
 /// One `lares up` a state directory; the lock goes with the process, however it ends.

@@ -10,6 +10,7 @@ pub mod cluster;
 mod connect;
 mod error;
 pub mod events;
+pub mod failures;
 pub mod incidents;
 pub mod keys;
 mod migrations;
@@ -97,6 +98,11 @@ impl Store {
     /// Incidents of units.
     pub fn incidents(&self) -> incidents::Incidents<'_> {
         incidents::Incidents { store: self }
+    }
+
+    /// Failures that no pattern knows.
+    pub fn failures(&self) -> failures::Failures<'_> {
+        failures::Failures { store: self }
     }
 
     /// Telemetry.

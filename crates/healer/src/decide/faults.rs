@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::facts::Probe;
 use crate::diagnose::diagnose;
 use crate::facts::{Dependency, Disk, File, FileState, Holder, Lead, Lock, Match, Switch};
 use crate::symptom::Symptom;

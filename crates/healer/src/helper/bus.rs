@@ -161,10 +161,8 @@ impl Machine for Bus {
 
     async fn begin(&self, commands: &[Vec<String>]) -> Result<(), Obstacle> {
         // Program, arguments with the program again, and whether failing is fine.
-        let commands: Vec<(String, Vec<String>, bool)> = commands
-            .iter()
-            .filter_map(|command| Some((command.first()?.clone(), command.clone(), false)))
-            .collect();
+        let commands: Vec<(String, Vec<String>, bool)> =
+            commands.iter().filter_map(|command| Some((command.first()?.clone(), command.clone(), false))).collect();
         let limit = u64::try_from(SWITCH.as_micros()).unwrap_or(u64::MAX);
         let properties = [
             ("Description", Value::from("Switch back to an earlier system generation")),

@@ -123,10 +123,8 @@ mod tests {
         assert_eq!(names(&told), ["50-lares-port-of-app.service.conf"]);
 
         fs::write(root.path().join("web.service.d/mine.conf"), "").unwrap();
-        let files = [
-            DropIn::of("app.service", "PORT", 9002),
-            DropIn::telling("web.service", "app.service", "APP_PORT", 9002),
-        ];
+        let files =
+            [DropIn::of("app.service", "PORT", 9002), DropIn::telling("web.service", "app.service", "APP_PORT", 9002)];
         remove(root.path(), &files);
         assert_eq!(names(root.path()), ["web.service.d"]);
         assert_eq!(names(&told), ["mine.conf"]);

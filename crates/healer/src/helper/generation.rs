@@ -124,7 +124,10 @@ mod tests {
         let (root, profiles) = machine();
         let at = |name: &str| root.path().join(name).to_string_lossy().into_owned();
         let [set, switch] = profiles.way_back(41).unwrap();
-        assert_eq!(set, [at("bin/nix-env"), "-p".into(), at("profiles/system"), "--switch-generation".into(), "41".into()]);
+        assert_eq!(
+            set,
+            [at("bin/nix-env"), "-p".into(), at("profiles/system"), "--switch-generation".into(), "41".into()]
+        );
         assert_eq!(switch, [at("profiles/system-41-link/bin/switch-to-configuration"), "switch".into()]);
     }
 

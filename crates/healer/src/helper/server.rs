@@ -180,7 +180,7 @@ impl<M: Machine> Helper<M> {
                 };
                 let reason: String = why.escape_debug().take(SHOWN).collect();
                 let (uid, pid) = (peer.uid, peer.pid);
-                warn!(verb = "unknown", uid, pid, outcome = "refused", reason, "helper: a request that makes no sense");
+                warn!(verb = "unknown", uid, pid, outcome = "refused", reason, "helper: refused: {reason}");
                 return Answer::Refused { reason };
             }
         };
@@ -303,13 +303,14 @@ fn id(unit: &str) -> Result<UnitId, Obstacle> {
 fn write_down(peer: &Peer, verb: &Verb, answer: &Answer) {
     let unit = verb.unit().map_or("", UnitId::as_str);
     let arguments = serde_json::to_string(verb).unwrap_or_default();
-    let (verb, outcome, uid, pid) = (verb.name(), answer.name(), peer.uid, peer.pid);
+    let (verb, uid, pid) = (verb.name(), peer.uid, peer.pid);
     match answer {
         Answer::Done | Answer::Holder { .. } => {
-            info!(verb, unit, arguments, uid, pid, outcome, "helper: {verb} {unit}: {outcome}");
+            info!(verb, unit, arguments, uid, pid, outcome = "done", "helper: done: {arguments}");
         }
         Answer::NotAllowed { reason } | Answer::Refused { reason } | Answer::Failed { reason } => {
-            warn!(verb, unit, arguments, uid, pid, outcome, reason, "helper: {verb} {unit}: {outcome}: {reason}");
+            let outcome = answer.name();
+            warn!(verb, unit, arguments, uid, pid, outcome, reason, "helper: {outcome}: {arguments}: {reason}");
         }
     }
 }

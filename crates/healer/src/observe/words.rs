@@ -88,7 +88,7 @@ pub(super) async fn end_in_many_words(
         None => (at - STOPPING_TAKES, at),
     };
     let question = Question { since: Some(since), until: Some(until), count: MANY, ..Question::new(unit.clone()) };
-    let (end, _) = self::end(&manager.recent(&question).await?);
+    let (end, _) = end(&manager.recent(&question).await?);
     Ok(if matches!(end, End::Asked { .. }) { end } else { found })
 }
 

@@ -43,7 +43,7 @@ struct Place {
 }
 
 impl Place {
-    /// Two units on the board. `answered`: what the loop says to answers.
+    /// Three units on the board, the last one of `lares up`. `answered`: what the loop says to answers.
     async fn new(answered: impl Fn(Uuid) -> Result<(), Refusal> + Send + 'static) -> Self {
         let database = Cluster::shared().await;
         let store = database.store().await;
@@ -53,8 +53,8 @@ impl Place {
             store.keys().insert(&Key::new(name, role, secret.hash())).await.unwrap();
             secrets.push(secret.expose().to_owned());
         }
-        let units = ["app.service", "db.service"].map(|name| (name.to_owned(), watched(name)));
-        let board = Board { units: BTreeMap::from(units), acting: true, unshipped: 3 };
+        let units = ["app.service", "db.service", "ralph"].map(|name| (name.to_owned(), watched(name)));
+        let board = Board { units: BTreeMap::from(units), acting: true, hearing: true, unshipped: 3 };
         let (board, shown) = watch::channel(Arc::new(board));
         let (orders, given) = mpsc::channel(ORDERS);
         let told = Told::default();
@@ -148,6 +148,10 @@ async fn obey(
                 format!("answer approved={approved} by {by}")
             }
             Order::Wishes => "wishes".to_owned(),
+            Order::Pulse { answer } => {
+                answer.send(()).unwrap();
+                "pulse".to_owned()
+            }
         };
         told.lock().unwrap_or_else(PoisonError::into_inner).push(said);
     }
@@ -256,7 +260,15 @@ async fn the_board_is_shown_as_it_is() {
     let (status, body) = place.get("/api/v1/units").await;
     assert_eq!(status, 200);
     let units: Units = serde_json::from_value(body.clone()).unwrap();
-    assert_eq!(units, Units { units: vec![watched("app.service"), watched("db.service")], acting: true, unshipped: 3 });
+    assert_eq!(
+        units,
+        Units {
+            units: vec![watched("app.service"), watched("db.service"), watched("ralph")],
+            acting: true,
+            hearing: true,
+            unshipped: 3
+        }
+    );
     assert_eq!(body["units"][0]["probe"], json!({ "state": "red", "times": 2 }));
     assert_eq!(body["units"][0]["active"], "active");
 }
@@ -269,7 +281,7 @@ async fn only_units_on_the_board_are_healed_or_paused() {
         let (status, problem) = place.post(path).await;
         assert_eq!((status, slug(&problem)), (404, "unit-not-watched"));
         let said = problem["detail"].as_str().unwrap();
-        for part in ["nginx.service is not watched", "`healer.units`", "app.service, db.service"] {
+        for part in ["nginx.service is not watched", "`healer.units`", "app.service, db.service, ralph"] {
             assert!(said.contains(part), "{said}");
         }
     }
@@ -289,6 +301,7 @@ async fn healing_answers_with_the_outlook_and_the_incident_it_opened() {
     assert_eq!((healing.incident, &healing.outlook), (None, &broken("app.service")));
     assert_eq!(body["decision"]["decision"], "act");
     assert_eq!(body["steps"][0][0], json!({ "step": "reset_failed", "unit": "app.service" }));
+    assert_eq!(place.post("/api/v1/heal/ralph?dry_run=true").await.1["facts"]["unit"], "ralph");
     let (_, body) = place.post("/api/v1/heal/app.service").await;
     assert_eq!(body["incident"], json!(Uuid::from_u128(7)));
     assert_eq!(place.post("/api/v1/heal/app?dryrun=true").await.0, 400);
@@ -298,6 +311,7 @@ async fn healing_answers_with_the_outlook_and_the_incident_it_opened() {
         place.told(),
         [
             "heal app.service dry_run=true by op",
+            "heal ralph dry_run=true by op",
             "heal app.service dry_run=false by op",
             "heal db.service dry_run=false by op",
         ]
@@ -465,7 +479,7 @@ async fn statistics_tell_what_came_of_incidents() {
     let (status, body) = place.get("/api/v1/statistics").await;
     assert_eq!(status, 200);
     let statistics: Statistics = serde_json::from_value(body).unwrap();
-    assert_eq!(statistics.units, 2);
+    assert_eq!(statistics.units, 3);
     assert_eq!(statistics.last_day, statistics.last_month);
     let day = statistics.last_day;
     assert_eq!((day.incidents, day.open, day.outcomes["healed"]), (1, 0, 1));

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use lares_config::HealedUnit;
 use lares_healer::api::{Healing, full_name};
 use lares_healer::classify::Classifier;
-use lares_healer::decide::{Decision, History, Policy};
-use lares_healer::observe::Observer;
+use lares_healer::decide::{Decision, History, Policy, Reason};
+use lares_healer::observe::{Context as Known, Observer, PROFILE, Settings};
 use lares_healer::outlook::Outlook;
 use lares_healer::remedy::Step;
 use lares_units::port::UnitId;
@@ -28,7 +29,7 @@ pub async fn run(global: &Global, output: Output, arguments: &cli::DryRun) -> Re
     let told = if alone { None } else { ask(global, &arguments.unit).await? };
     let healing = match told {
         Some(told) => told,
-        None => Healing { outlook: look(arguments).await?, incident: None },
+        None => Healing { outlook: look(global, arguments).await?, incident: None },
     };
     output.value(&healing, |healing| {
         let mut text = describe(&healing.outlook, "would");
@@ -56,18 +57,27 @@ async fn ask(global: &Global, unit: &str) -> Result<Option<Healing>> {
     }
 }
 
-/// A unit of systemd as this command itself sees it.
-async fn look(arguments: &cli::DryRun) -> Result<Outlook> {
+/// A unit of systemd as this command itself sees it. What the configuration says of units counts; the unit itself and those
+/// that `--may` names may be acted on without it.
+async fn look(global: &Global, arguments: &cli::DryRun) -> Result<Outlook> {
     let unit = UnitId::new(full_name(&arguments.unit))?;
+    let config = configuration::load_for_client(global)?;
+    let mut settings = Settings::of(&config, PROFILE.into());
+    for name in arguments.may.iter().map(|name| full_name(name)).chain([unit.to_string()]) {
+        settings.units.entry(name).or_default();
+    }
     let systemd = Systemd::connect(SystemdSettings::default())
         .await
         .context("units of systemd can be looked at where systemd runs; `lares status` shows those of `lares up`")?;
     let classifier = Classifier::builtin();
-    let ours = arguments.may.iter().map(|name| full_name(name)).chain([unit.to_string()]);
-    let seen = timeout(LOOKING, Observer::new(&systemd, &classifier, ours).observe(&unit))
+    let policy = Policy::of(&config.healer, settings.units.get(unit.as_str()).unwrap_or(&HealedUnit::default()));
+    // What was said a moment ago counts while it is up.
+    let context = Known { recent: config.healer.verify_hold, ..Known::default() };
+    let observer = Observer::new(&systemd, &classifier, &settings);
+    let seen = timeout(LOOKING, observer.observe(&unit, &context))
         .await
         .with_context(|| format!("looking at {unit} took longer than {} s", LOOKING.as_secs()))??;
-    let policy = Policy { keep_running: arguments.keep_running, ..Policy::default() };
+    let policy = Policy { keep_running: policy.keep_running || arguments.keep_running, ..policy };
     Ok(Outlook::of(seen, &policy, &History::default()))
 }
 
@@ -86,6 +96,8 @@ pub fn describe(outlook: &Outlook, will: &str) -> String {
     row("cause", &outlook.explanation);
     let listed = |steps: &[Step]| steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", then ");
     match &outlook.decision {
+        // The cause says so already.
+        Decision::Hold { reason: Reason::Healthy, .. } => {}
         Decision::Hold { reason, alert } => {
             row("nothing", &format!("{reason}{}", if *alert { "; a person is told" } else { "" }));
         }
@@ -103,7 +115,7 @@ pub fn describe(outlook: &Outlook, will: &str) -> String {
             }
         }
     }
-    for advice in &outlook.advice {
+    if let Some(advice) = &outlook.advice {
         row("advice", advice);
     }
     for what in &outlook.unknown {

@@ -254,9 +254,9 @@ async fn lines_that_make_no_sense_are_refused_and_the_next_one_is_read() {
 #[tokio::test]
 async fn many_callers_at_once_are_all_answered() {
     let served = Served::new(Served::healthy(), IDLE);
-    let quiet: Vec<_> = futures_util::future::join_all((0..CONNECTIONS / 2).map(|_| {
-        UnixStream::connect(served.directory.path().join("helper.sock"))
-    }))
+    let quiet: Vec<_> = futures_util::future::join_all(
+        (0..CONNECTIONS / 2).map(|_| UnixStream::connect(served.directory.path().join("helper.sock"))),
+    )
     .await;
     let calls = (0..CONNECTIONS * 3).map(|_| served.client.set_memory_max("app.service", 300));
     for outcome in futures_util::future::join_all(calls).await {
