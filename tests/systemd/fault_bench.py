@@ -142,9 +142,10 @@ class Bench:
         self.places.add(path)
         return path
 
-    def model(self, path="/run/model.gguf", text="GGUF"):
+    def model(self, path="/run/model.gguf", magic="GGUF"):
+        """A file with the header of a model that holds nothing: magic, version 3, and counts of zero."""
         self.place(path)
-        self.box.run("sh", "-c", f"printf {text} >{path}")
+        self.box.run("sh", "-c", f"printf '{magic}\\003\\0\\0\\0' >{path}; head -c 16 /dev/zero >>{path}")
 
     def _own(self, names, starts, stops):
         for name in names:
@@ -493,5 +494,5 @@ def once(bench, fault):
         run["healed_ms"] = story.healed_ms()
         run["most_starts"] = max((account.starts(unit) for unit in account.units()), default=0)
         if not run["right"] or run["harmful"]:
-            run["story"] = story.told()
+            run["story"], run["log"] = story.told(), bench.healer.log(400)
     return run

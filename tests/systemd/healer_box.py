@@ -58,7 +58,7 @@ polkit.addRule(function (action, subject) {
       && %(verbs)s.indexOf(action.lookup("verb")) >= 0) return polkit.Result.YES;
 });
 """
-TABLES = "incidents, incident_events, remedy_stats, pauses, healer_leases, generations_bad"
+TABLES = "incidents, incident_events, remedy_stats, pauses, healer_leases, generations_bad, failures"
 CLONE_NEWNET = 0x40000000
 
 
@@ -218,18 +218,26 @@ class Healer:
         return sorted((incident for incident in found if incident), key=lambda incident: incident["id"])
 
     def usage(self):
-        """Processor time in ms, resident memory in KiB, and context switches of its process so far."""
+        """Processor time in ms, memory in KiB, and the context switches of each thread so far."""
         pid = self.pid()
         # The name, in parentheses, may hold anything.
         times = self.box.run("cat", f"/proc/{pid}/stat").rpartition(") ")[2].split()
-        status = self.box.run("sh", "-c", f"cat /proc/{pid}/status /proc/{pid}/task/*/status")
-        own = status.split("Name:")[1]
-        number = lambda text, field: [int(n) for n in re.findall(rf"^{field}:\s+(\d+)", text, re.MULTILINE)]  # noqa: E731
-        tasks = status.split("Name:", 2)[2]
+        memory = self.box.run("cat", f"/proc/{pid}/status")
+        # A thread may end between its being listed and read.
+        said = self.box.run("sh", "-c", f"grep -H ctxt_switches /proc/{pid}/task/*/status 2>/dev/null", check=False)
+        switches = {}
+        for thread, count in re.findall(r"/task/(\d+)/status:\w+:\s+(\d+)", said):
+            switches[thread] = switches.get(thread, 0) + int(count)
+        kib = {name: int(n) for name, n in re.findall(r"(VmRSS|VmHWM|RssAnon):\s+(\d+) kB", memory)}
         return {
             "cpu_ms": (int(times[11]) + int(times[12])) * 1000 // os.sysconf("SC_CLK_TCK"),
-            "rss_kib": number(own, "VmRSS")[0],
-            "peak_kib": number(own, "VmHWM")[0],
-            "switches": sum(number(tasks, "voluntary_ctxt_switches") + number(tasks, "nonvoluntary_ctxt_switches")),
-            "threads": len(number(tasks, "voluntary_ctxt_switches")),
+            "rss_kib": kib["VmRSS"],
+            "anonymous_kib": kib["RssAnon"],
+            "peak_kib": kib["VmHWM"],
+            "switches": switches,
         }
+
+
+def switched(before, after):
+    """Context switches between two usages; those of threads that began and ended in between are not known."""
+    return sum(count - before["switches"].get(thread, 0) for thread, count in after["switches"].items())

@@ -90,7 +90,7 @@ while arguments.needs:
         time.sleep(1)
 if arguments.database:
     try:
-        connection = sqlite3.connect(arguments.database, timeout=1)
+        connection = sqlite3.connect(arguments.database, timeout=0.3)
         connection.execute("CREATE TABLE IF NOT EXISTS seen (at REAL)")
         connection.execute("INSERT INTO seen VALUES (?)", (time.time(),))
         connection.commit()

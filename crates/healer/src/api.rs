@@ -184,8 +184,8 @@ pub struct TimelineEntry {
     pub at: Timestamp,
     /// Milliseconds since the incident began.
     pub ms: i64,
-    /// What it is about: `symptoms`, `evidence`, `considered`, `held`, `proposed`, `asked`, `answered`, `decided`,
-    /// `acting`, `acted`, `verified`, `not_verified`, `handed_over`, `resumed` or `closed`.
+    /// What it is about: `symptoms`, `evidence`, `considered`, `held`, `proposed`, `diagnosed`, `asked`, `answered`,
+    /// `decided`, `acting`, `acted`, `verified`, `not_verified`, `handed_over`, `resumed` or `closed`.
     pub kind: String,
     /// A line for a person.
     pub message: String,

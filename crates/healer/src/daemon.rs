@@ -25,19 +25,20 @@ use crate::helper;
 use crate::keeper::{Keeper, Known, News, Place};
 use crate::learn::Lessons;
 use crate::metrics::HealerMetrics;
-use crate::shim as observe;
+use crate::observe;
 use crate::page::Line;
 use crate::patterns::{Error as PatternError, Patterns};
 use crate::probes::Prober;
 use crate::restraint::{Limits, Restraint};
 use crate::routes;
+use crate::scholar::Scholar;
 use crate::ward::Ward;
 use crate::wishes::PausesFile;
 
 /// News that may wait for the loop.
 const NEWS: usize = 16;
-/// Where NixOS keeps the generations of the system.
-const PROFILE: &str = "/nix/var/nix/profiles/system";
+/// Pause before the keys are read again when PostgreSQL went away meanwhile.
+const KEYS_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for what runs beside the loop when it ends.
 const FAREWELL: Duration = Duration::from_secs(4);
 
@@ -167,7 +168,7 @@ impl Healer {
         let mut surface = AbortOnDropHandle::new(tokio::spawn(surface));
         let mut served = None;
 
-        let settings = Arc::new(settings(&self.config));
+        let settings = Arc::new(observe::Settings::of(&self.config, observe::PROFILE.into()));
         let mut orders = self.orders.1;
         let mut lines = Some(self.lines);
         loop {
@@ -219,6 +220,7 @@ impl Healer {
                 orders,
                 news,
                 wishes: Arc::clone(&wishes),
+                scholar: Scholar::start(&self.config, self.store.clone()),
                 pauses: PausesFile(self.config.state_dir.join("healer/pauses.json")),
             };
             let mut driver = Driver::new(parts, ward(&self.config), Prober::new()?);
@@ -282,7 +284,14 @@ async fn serve(
     counted: &HealerMetrics,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let gate = Gate::open(desk.store.clone(), &config.gate, shutdown.clone()).await?;
+    let gate = loop {
+        match Gate::open(desk.store.clone(), &config.gate, shutdown.clone()).await {
+            Ok(gate) => break gate,
+            Err(error @ GateError::NoKeys) => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "nobody is let in yet; trying again"),
+        }
+        tokio::time::sleep(KEYS_AGAIN).await;
+    };
     let metrics = Metrics::new();
     counted.register(&metrics, desk.board.clone());
     let (pinged, board) = (desk.store.clone(), desk.board.clone());
@@ -326,8 +335,4 @@ fn ward(config: &Config) -> Ward {
         ward.watch(name, Policy::of(healer, unit), unit.dependencies.clone());
     }
     ward
-}
-
-fn settings(config: &Config) -> observe::Settings {
-    observe::Settings::of(config, PROFILE.into())
 }

@@ -27,17 +27,19 @@ use crate::classify::Classifier;
 use crate::clock;
 use crate::decide::Policy;
 use crate::desk::{Board, Order, Refusal};
+use crate::diagnose::Cause;
 use crate::facts::{Active, Facts, Load, Noticed};
 use crate::hands::{End, Hands};
 use crate::incident::Phase;
 use crate::keeper::{Known, News};
 use crate::metrics::HealerMetrics;
 use crate::moment::{Moment, Now};
-use crate::shim::{self as observe, Context, Observed, Observer};
+use crate::observe::{self, Context, Observed, Observer};
 use crate::outlook::Outlook;
 use crate::page::{Line, Page};
 use crate::probes::Prober;
 use crate::remedy::Step;
+use crate::scholar::{self, Answer as Learnt, Clusters, Scholar, Unknown};
 use crate::symptom::Symptom;
 use crate::timeline::{self, Event as Happening};
 use crate::track::Tracked;
@@ -78,6 +80,7 @@ pub(crate) struct Parts {
     pub(crate) news: mpsc::Receiver<News>,
     /// Rung when wishes have to be read again.
     pub(crate) wishes: Arc<tokio::sync::Notify>,
+    pub(crate) scholar: Scholar,
     /// Pauses as they were known last, kept for when PostgreSQL cannot be asked.
     pub(crate) pauses: crate::wishes::PausesFile,
 }
@@ -106,6 +109,11 @@ pub(crate) struct Driver {
     prober: Prober,
     units: BTreeMap<String, Tracked>,
     pages: BTreeMap<Uuid, Page>,
+    /// Names that unknown failures go by.
+    clusters: Clusters,
+    /// The failure that an open incident was studied for, and incidents that a model was asked about.
+    studied: BTreeMap<Uuid, String>,
+    diagnosed: BTreeSet<Uuid>,
     pauses: BTreeMap<String, Pause>,
     /// Ports that units were moved to.
     moved: BTreeMap<String, u16>,
@@ -149,6 +157,9 @@ impl Driver {
             prober,
             units,
             pages: BTreeMap::new(),
+            clusters: Clusters::default(),
+            studied: BTreeMap::new(),
+            diagnosed: BTreeSet::new(),
             pauses,
             moved: BTreeMap::new(),
             beside: JoinSet::new(),
@@ -193,6 +204,7 @@ impl Driver {
                 }
             }
             self.wishes(known.pauses, &known.stats);
+            self.clusters.load(known.clusters);
         }
         let now = clock::now();
         let stored: Vec<Stored> = timelines
@@ -216,6 +228,9 @@ impl Driver {
         let mut page = Page::new(stored.id, &stored.unit);
         for entry in &stored.timeline {
             page.add(entry);
+            if matches!(entry.event, Happening::Diagnosed { .. }) {
+                self.diagnosed.insert(stored.id);
+            }
             let Some(unit) = self.units.get_mut(&stored.unit).filter(|_| stored.same_boot) else { continue };
             match &entry.event {
                 Happening::Symptoms { symptoms, .. } if symptoms.contains(&Symptom::OomKill { main: true }) => {
@@ -234,7 +249,9 @@ impl Driver {
                 _ => {}
             }
         }
-        if !page.is_closed() {
+        if page.is_closed() {
+            self.diagnosed.remove(&stored.id);
+        } else {
             self.pages.insert(stored.id, page);
         }
     }
@@ -276,6 +293,7 @@ impl Driver {
                 Some(input) = self.beside.join_next(), if !self.beside.is_empty() => self.put_in(input),
                 Some(order) = self.parts.orders.recv() => self.order(order),
                 Some(news) = self.parts.news.recv() => self.news(news),
+                Some(answer) = self.parts.scholar.answer() => self.learnt(answer),
                 () = sleep_until(wake) => {}
             }
             // What has come meanwhile goes into the same write.
@@ -422,10 +440,15 @@ impl Driver {
             // What was heard meanwhile is about a later state than these facts.
             Ok(_) if again && unit.outdated <= OUTDATED => {}
             Ok(observed) => {
+                let unknown = Unknown::of(&observed.facts);
                 let facts = self.completed(name, observed, &now);
                 self.watch_what_it_needs(&facts);
+                let (result, said) = (facts.result.clone(), facts.said.clone());
                 let effects = self.ward.observed(facts, &now);
                 self.take(effects);
+                if let Some(unknown) = unknown {
+                    self.study(name, unknown, result, said);
+                }
             }
             Err(_) if unknown_unit => {
                 let facts = Facts { load: Load::NotFound, active: Active::Inactive, ..Facts::healthy(name) };
@@ -452,10 +475,45 @@ impl Driver {
             tracing::debug!(unit = name, why, "not everything could be found out");
         }
         facts.told_port = self.told_port(name);
+        self.clusters.rename(&mut facts);
         if let Some(unit) = self.units.get_mut(name) {
             unit.complete(&mut facts, now.moment);
         }
         facts
+    }
+
+    /// Has an unknown failure studied, once for each incident.
+    fn study(&mut self, name: &str, unknown: Unknown, result: String, said: Vec<String>) {
+        let Some(incident) = self.ward.incident(name) else { return };
+        let id = incident.id;
+        let asks = matches!(incident.cause(), Some(Cause::Crashed | Cause::CrashLoop))
+            && self.parts.scholar.diagnoses()
+            && !self.diagnosed.contains(&id);
+        if self.studied.get(&id) != Some(&unknown.fingerprint) {
+            let fingerprint = unknown.fingerprint.clone();
+            if self.parts.scholar.study(unknown) {
+                self.studied.insert(id, fingerprint);
+            }
+        }
+        if asks && self.parts.scholar.ask(scholar::Case { incident: id, unit: name.to_owned(), result, lines: said }) {
+            self.diagnosed.insert(id);
+        }
+    }
+
+    /// Something was found out about an unknown failure.
+    fn learnt(&mut self, answer: Learnt) {
+        match answer {
+            Learnt::Learned { fingerprint, cluster } => {
+                let renamed = self.pages.values().map(Page::incident).filter(|open| open.known_as() == fingerprint);
+                let units: Vec<String> = renamed.map(|open| open.unit.clone()).collect();
+                self.clusters.learn(fingerprint, cluster);
+                units.iter().for_each(|unit| self.look(unit));
+            }
+            Learnt::Diagnosed { incident, model, text } => {
+                let effects = self.ward.note(incident, Happening::Diagnosed { model, text }, &clock::now());
+                self.take(effects);
+            }
+        }
     }
 
     /// Units that take the port of this one from a variable.
@@ -564,8 +622,9 @@ impl Driver {
         match news {
             News::Known(known) => {
                 // Incidents of the store are taken up at the start only; what is open now is in the book.
-                let Known { pauses, stats, .. } = *known;
+                let Known { pauses, stats, clusters, .. } = *known;
                 self.wishes(pauses, &stats);
+                self.clusters.load(clusters);
             }
             News::Wishes { pauses, stats } => self.wishes(pauses, &stats),
         }
@@ -845,6 +904,8 @@ impl Driver {
             }
             if page.is_closed() {
                 self.pages.remove(incident);
+                self.studied.remove(incident);
+                self.diagnosed.remove(incident);
             }
         }
         if !lines.is_empty() {
@@ -875,7 +936,7 @@ impl Driver {
             // Afterwards it is inactive without a failure, as if somebody had stopped it.
             Step::Stop { unit } | Step::ResetFailed { unit } => {
                 if let Some(unit) = self.units.get_mut(unit) {
-                    unit.stopped = unit.invocation.map(|id| id.to_string());
+                    unit.about_to_end();
                 }
             }
             Step::Start { unit } | Step::Restart { unit } => {

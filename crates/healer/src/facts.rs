@@ -90,7 +90,7 @@ pub enum Owner {
 /// A process that listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Its id.
+    /// Its id; 0 where somebody listens whom nobody here may look at.
     pub pid: i32,
     /// `starttime` of `/proc/PID/stat`: with the id it names one process for ever.
     pub started: u64,
@@ -314,6 +314,10 @@ pub struct Facts {
     pub lock: Option<Lock>,
     /// What an unknown failure looks like: the fingerprint of its lines.
     pub fingerprint: Option<String>,
+    /// What the unit itself said last in this run while it is not up, without what may be a secret: at most 20 lines of
+    /// at most 500 characters, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub said: Vec<String>,
 }
 
 impl Facts {

@@ -256,7 +256,7 @@ impl Incident {
                 }
             }
             Event::Closed { outcome, .. } => self.phase = Phase::Closed(*outcome),
-            Event::Proposed { .. } | Event::Resumed { .. } | Event::Verified { .. } => {}
+            Event::Proposed { .. } | Event::Diagnosed { .. } | Event::Resumed { .. } | Event::Verified { .. } => {}
         }
     }
 }

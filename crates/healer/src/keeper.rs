@@ -50,6 +50,8 @@ pub(crate) struct Known {
     pub(crate) pauses: Vec<Pause>,
     /// What remedies are worth.
     pub(crate) stats: Vec<Stat>,
+    /// Unknown failures that go by the name of another one: fingerprint and that name.
+    pub(crate) clusters: Vec<(String, String)>,
 }
 
 /// Whether this healer may act.
@@ -168,6 +170,7 @@ impl Keeper {
             incidents: incidents.to_resume(&self.host, KEPT.unsigned_abs()).await?,
             pauses: incidents.pauses(&self.host).await?,
             stats: incidents.stats(&self.host).await?,
+            clusters: self.store.failures().clusters().await?,
         };
         self.tell(News::Known(Box::new(known))).await;
         Ok(())

@@ -15,7 +15,7 @@ mod fake;
 mod files;
 mod generation;
 mod lock;
-mod process;
+pub(crate) mod process;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -32,21 +32,26 @@ use lares_units::port::{self, ActiveState, LoadState, Manager, ManagerError, Que
 use tokio::time::timeout;
 
 use crate::classify::{Classifier, Diagnosis, Entry};
-use crate::facts::{Active, Dependency, Facts, Holder, Lead, Load, Lock, LockHolder, Match, Memory, Owner, Probe, Switch};
+use crate::facts::{
+    Active, Dependency, Facts, Holder, Lead, Load, Lock, LockHolder, Match, Memory, Owner, Probe, Switch,
+};
 use crate::fingerprint::Template;
 use crate::helper;
 use crate::patterns::Origin;
+use crate::scholar::secrets::hide;
 use crate::symptom::Symptom;
 use around::{Around, Listener, Look};
 use files::{Named, Said};
 use generation::Generations;
-pub(crate) use process::holder;
 use words::End;
 
 /// Units looked at for what a unit needs; more than any chain that a person wrote.
 const DEPENDENCIES: usize = 64;
 /// Failed units that are compared after a switch; which of hundreds they are says nothing more.
 const COMPARED: usize = 64;
+/// Last lines of a unit that is not up, and the longest one, in characters.
+const SAID: usize = 20;
+const SAID_LINE: usize = 500;
 /// Longest that looking around may take: a disk that is gone answers never.
 const AROUND: Duration = Duration::from_secs(5);
 /// How far the kernel's word on a death may be behind the service manager's.
@@ -166,6 +171,9 @@ impl<'a> Observer<'a> {
             let said = entries.iter().rev().find(|entry| entry.origin == port::Origin::Unit);
             facts.fingerprint = said.map(|entry| Template::of(&entry.message).fingerprint().to_string());
         }
+        if !facts.is_up() {
+            facts.said = last_words(&entries);
+        }
 
         let said = diagnosis.as_ref().map(|found| (found, entries[found.line].at));
         let look = self.what_to_look_at(&found, config, said).await;
@@ -197,8 +205,9 @@ impl<'a> Observer<'a> {
         let goes = |unit: &port::Listed| {
             matches!(unit.standing.active, ActiveState::Active | ActiveState::Activating | ActiveState::Reloading)
         };
-        let begins =
-            |unit: &port::Listed| unit.job.as_ref().and_then(|job| job.kind.as_deref()).is_some_and(|kind| kind == "start");
+        let begins = |unit: &port::Listed| {
+            unit.job.as_ref().and_then(|job| job.kind.as_deref()).is_some_and(|kind| kind == "start")
+        };
         let is = |name: &str| listed.iter().any(|unit| unit.unit.as_str() == name && (goes(unit) || begins(unit)));
         Ok((is(SHUTDOWN), is(REBUILD)))
     }
@@ -212,7 +221,8 @@ impl<'a> Observer<'a> {
             None => Question { since: process::booted(), ..Question::new(unit) },
         };
         // Last words are on their way for some milliseconds after an end.
-        let ended = ended_at(found).is_some_and(|end| Timestamp::now().duration_since(end) < SignedDuration::from_secs(1));
+        let ended =
+            ended_at(found).is_some_and(|end| Timestamp::now().duration_since(end) < SignedDuration::from_secs(1));
         if !ended {
             question.settle = Duration::ZERO;
         }
@@ -402,13 +412,7 @@ impl<'a> Observer<'a> {
     }
 
     /// Who listens on a port; of processes of other users root's helper is asked.
-    async fn holder(
-        &self,
-        port: u16,
-        unit: &UnitId,
-        seen: Listener,
-        unknown: &mut Vec<String>,
-    ) -> Option<Holder> {
+    async fn holder(&self, port: u16, unit: &UnitId, seen: Listener, unknown: &mut Vec<String>) -> Option<Holder> {
         let mut holder = match seen {
             Listener::Nobody => return None,
             Listener::Found(holder) => holder,
@@ -538,6 +542,15 @@ async fn look_around(look: Look, unknown: &mut Vec<String>) -> Around {
     };
     unknown.append(&mut around.unknown);
     around
+}
+
+/// What the unit itself said last, in order.
+fn last_words(entries: &[&port::Entry]) -> Vec<String> {
+    let own = entries.iter().filter(|entry| entry.origin == port::Origin::Unit);
+    let mut words: Vec<String> =
+        own.rev().take(SAID).map(|entry| hide(&entry.message).chars().take(SAID_LINE).collect()).collect();
+    words.reverse();
+    words
 }
 
 /// `ActiveState` in the words of facts.

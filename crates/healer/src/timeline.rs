@@ -100,6 +100,13 @@ pub enum Event {
         /// Its name.
         remedy: String,
     },
+    /// What a local model makes of a failure that no pattern knows: words for a person, without any effect.
+    Diagnosed {
+        /// Name of the model.
+        model: String,
+        /// Its words, at most 2,000 characters.
+        text: String,
+    },
     /// A person has to agree.
     Asked {
         /// To what.
@@ -186,6 +193,7 @@ impl Event {
             Self::Considered { .. } => "considered",
             Self::Held { .. } => "held",
             Self::Proposed { .. } => "proposed",
+            Self::Diagnosed { .. } => "diagnosed",
             Self::Asked { .. } => "asked",
             Self::Answered { .. } => "answered",
             Self::Decided(_) => "decided",
@@ -211,6 +219,7 @@ impl fmt::Display for Event {
             Self::Considered { cause, .. } => cause.fmt(f),
             Self::Held { reason, .. } => write!(f, "nothing done: {reason}"),
             Self::Proposed { remedy } => write!(f, "{remedy} helped against this before; approve it to let it be used"),
+            Self::Diagnosed { model, text } => write!(f, "{model} thinks: {text}"),
             Self::Asked { remedy } => write!(f, "waits for a person to approve {}", remedy.name()),
             Self::Answered { approved: true, by } => write!(f, "approved by {by}"),
             Self::Answered { approved: false, by } => write!(f, "rejected by {by}"),

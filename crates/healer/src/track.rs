@@ -9,7 +9,7 @@ use lares_units::Exit;
 
 use crate::facts::{Active, Facts, Load, Noticed, Probe};
 use crate::moment::Moment;
-use crate::shim as observe;
+use crate::observe;
 use crate::symptom::Symptom;
 
 /// A run that ends the same way within this time is one more of a crash loop.
@@ -40,8 +40,12 @@ pub(crate) struct Tracked {
     quick: (u32, String),
     restarted: VecDeque<Moment>,
     killed: VecDeque<Moment>,
+    /// The run that the last facts were of.
+    run: String,
     /// The run that we stopped.
     pub(crate) stopped: Option<String>,
+    /// The end that was taken in last: several signals tell of one.
+    ended: Option<(InvocationId, Symptom)>,
     /// Whether a look is under way, and whether another one has to follow.
     pub(crate) looking: bool,
     pub(crate) look_again: bool,
@@ -69,7 +73,9 @@ impl Tracked {
             quick: (0, String::new()),
             restarted: VecDeque::new(),
             killed: VecDeque::new(),
+            run: String::new(),
             stopped: None,
+            ended: None,
             looking: false,
             look_again: false,
             outdated: 0,
@@ -109,8 +115,12 @@ impl Tracked {
                 _ => 0,
             };
             if let Some(symptom) = Symptom::of_result(result.as_str(), status) {
-                self.ended(&symptom, change.at, noticed.began);
-                self.see(symptom, noticed);
+                let end = change.invocation.map(|run| (run, symptom.clone()));
+                if end.is_none() || end != self.ended {
+                    self.ended(&symptom, change.at, noticed.began);
+                    self.see(symptom, noticed);
+                    self.ended = end;
+                }
             }
         }
         if self.active != Active::Active && before == Active::Active {
@@ -121,8 +131,8 @@ impl Tracked {
 
     /// A run ended badly.
     fn ended(&mut self, symptom: &Symptom, at: Option<Duration>, moment: Moment) {
-        // Failed comes with the same end as the auto-restart that follows it, and a start limit ends nothing.
-        if self.symptoms.contains(symptom) || *symptom == Symptom::StartLimitHit {
+        // A start limit ends no run.
+        if *symptom == Symptom::StartLimitHit {
             return;
         }
         if *symptom == (Symptom::OomKill { main: true }) {
@@ -199,6 +209,7 @@ impl Tracked {
     pub(crate) fn complete(&mut self, facts: &mut Facts, now: Moment) {
         self.load = facts.load;
         self.active = facts.active;
+        self.run.clone_from(&facts.invocation);
         self.restarts = facts.restarts;
         if facts.active == Active::Active && self.probe == Probe::None && self.is_probed() {
             self.probe = Probe::Pending;
@@ -222,6 +233,11 @@ impl Tracked {
             self.killed.pop_front();
         }
         facts.memory.kills = facts.memory.kills.max(u32::try_from(self.killed.len()).unwrap_or(u32::MAX));
+    }
+
+    /// We are about to make it inactive: that is nobody else's wish.
+    pub(crate) fn about_to_end(&mut self) {
+        self.stopped = Some(self.run.clone());
     }
 
     /// A kill for memory before the healer was started.

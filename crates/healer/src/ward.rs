@@ -37,6 +37,8 @@ const BACKSTOP: Duration = Duration::from_secs(30);
 /// From so many entries on, what is only thought about an incident is not written down any more, or a unit that
 /// flickers for weeks would fill the store.
 const NOTES: u32 = 1000;
+/// Lines that are shown of a failure that no pattern knows.
+const LAST_LINES: usize = 5;
 
 /// What the caller has to do, in this order.
 #[derive(Debug, Clone, PartialEq)]
@@ -253,6 +255,16 @@ impl Ward {
                 self.restraint.close(&unit);
             }
             case.look_now();
+        }
+        self.keep(case)
+    }
+
+    /// Writes down what was found out about an incident and changes nothing; nothing when it has ended.
+    pub fn note(&mut self, incident: Uuid, event: Event, now: &Now) -> Vec<Effect> {
+        let Some(unit) = self.unit_of(incident) else { return Vec::new() };
+        let Some(mut case) = self.take(&unit, now) else { return Vec::new() };
+        if case.incident.seq < NOTES {
+            case.write(event);
         }
         self.keep(case)
     }
@@ -592,7 +604,8 @@ impl Case {
         }
         let known_as = self.facts.known_as();
         if !known_as.is_empty() && known_as != self.incident.known_as && self.incident.seq < NOTES {
-            let lines = self.facts.matched.as_ref().map(|m| m.evidence.clone()).unwrap_or_default();
+            let last = || self.facts.said[self.facts.said.len().saturating_sub(LAST_LINES)..].to_vec();
+            let lines = self.facts.matched.as_ref().map_or_else(last, |m| m.evidence.clone());
             self.write(Event::Evidence { known_as: known_as.to_owned(), lines });
         }
     }

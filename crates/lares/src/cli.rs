@@ -352,8 +352,8 @@ Examples:
   sudo lares heal dry-run --offline app.service --may postgresql.service
 
 The healer is asked where it runs and watches the unit. Without it this command looks by itself: the unit counts as one
-that may be acted on, others only when they are named with --may. Root sees more then: journals and processes of other
-users.")]
+that may be acted on, others only when the configuration or --may names them. Root sees more then: journals and
+processes of other users.")]
     DryRun(DryRun),
 }
 

@@ -65,7 +65,7 @@ fn routes(script: Arc<Script>) -> Router {
     let listed = async |uri: Uri| {
         // Nothing is open before the order.
         let open = uri.query().unwrap_or_default().contains("open=true");
-        let incidents = if open { Vec::new() } else { vec![incident("asking", Value::Null)] };
+        let incidents = if open { Vec::new() } else { vec![incident("asking", &Value::Null)] };
         axum::Json(json!({ "incidents": incidents, "next_before": null }))
     };
     let look = async |State(script): State<Arc<Script>>| {
@@ -78,7 +78,7 @@ fn routes(script: Arc<Script>) -> Router {
     };
     let answered = async |Path((id, verb)): Path<(String, String)>| {
         assert_eq!((id.as_str(), verb.as_str()), (ID, "approve"));
-        axum::Json(incident("healing", Value::Null))
+        axum::Json(incident("healing", &Value::Null))
     };
     Router::new()
         .route("/api/v1/incidents", get(listed))
@@ -99,17 +99,17 @@ fn healing() -> Value {
     serde_json::to_value(Healing { outlook, incident: Some(ID.parse().unwrap()) }).unwrap()
 }
 
-fn incident(state: &str, outcome: Value) -> Value {
+fn incident(state: &str, outcome: &Value) -> Value {
     json!({
         "id": ID, "unit": "app.service", "state": state, "outcome": outcome, "known_as": "", "cause": "it ended",
         "shared": null, "needs_person": state != "healing", "opened_at": "2026-11-23T16:00:00Z",
         "closed_at": if outcome.is_null() { Value::Null } else { json!("2026-11-23T16:00:01Z") },
-        "recovered_ms": if outcome == "healed" { json!(112) } else { Value::Null },
+        "recovered_ms": if *outcome == "healed" { json!(112) } else { Value::Null },
     })
 }
 
 /// The incident with the first entries of its story.
-fn detail(state: &str, outcome: Value, entries: &[(&str, &str)]) -> Value {
+fn detail(state: &str, outcome: &Value, entries: &[(&str, &str)]) -> Value {
     let mut detail = incident(state, outcome);
     let entries = (1..).zip(entries).map(|(seq, (kind, message))| {
         json!({ "seq": seq, "at": "2026-11-23T16:00:00Z", "ms": seq * 10, "kind": kind, "message": message, "data": {} })
@@ -125,9 +125,9 @@ const STORY: [(&str, &str); 3] =
 fn healing_is_followed_to_its_end_and_each_entry_is_told_once() {
     let looks = || {
         vec![
-            detail("healing", Value::Null, &STORY[..1]),
-            detail("verifying", Value::Null, &STORY[..2]),
-            detail("closed", json!("healed"), &STORY),
+            detail("healing", &Value::Null, &STORY[..1]),
+            detail("verifying", &Value::Null, &STORY[..2]),
+            detail("closed", &json!("healed"), &STORY),
         ]
     };
     let output = FakeHealer::new(looks()).run(&["heal", "app"]);
@@ -152,18 +152,18 @@ fn healing_is_followed_to_its_end_and_each_entry_is_told_once() {
 
 #[test]
 fn healing_that_needs_a_person_says_what_to_do_and_fails() {
-    let asking = vec![detail("asking", Value::Null, &[("asked", "waits for a person to approve rollback")])];
+    let asking = vec![detail("asking", &Value::Null, &[("asked", "waits for a person to approve rollback")])];
     let output = FakeHealer::new(asking).run(&["heal", "app"]);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("lares incident approve {ID}")), "{said}");
 
-    let held = vec![detail("held", Value::Null, &[("handed_over", "over to a person: port 80 is held")])];
+    let held = vec![detail("held", &Value::Null, &[("handed_over", "over to a person: port 80 is held")])];
     let output = FakeHealer::new(held).run(&["heal", "app"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("a person is needed"), "{}", text(&output));
 
-    let healing = vec![detail("healing", Value::Null, &STORY[..1])];
+    let healing = vec![detail("healing", &Value::Null, &STORY[..1])];
     let output = FakeHealer::new(healing).run(&["heal", "app", "--timeout", "1s"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("not healed yet: app.service is healing still"), "{}", text(&output));
@@ -171,7 +171,7 @@ fn healing_that_needs_a_person_says_what_to_do_and_fails() {
 
 #[test]
 fn an_incident_is_named_by_the_end_of_its_id() {
-    let healer = FakeHealer::new(vec![detail("closed", json!("healed"), &STORY)]);
+    let healer = FakeHealer::new(vec![detail("closed", &json!("healed"), &STORY)]);
     let output = healer.run(&["incident", "approve", "000000000042"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert!(text(&output).contains(&format!("approved: app.service, incident {ID}")), "{}", text(&output));

@@ -1,6 +1,6 @@
 //! One process: what `/proc` tells of it, and its end.
 
-use std::fs;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Obstacle;
+use crate::observe::process as proc;
 
 /// Time to end in after SIGTERM, and after SIGKILL.
 const TERM: Duration = Duration::from_secs(5);
@@ -34,35 +35,15 @@ pub(super) struct Process {
 impl Process {
     /// The process with this id; none when there is none.
     pub(super) fn look(pid: i32) -> Option<Self> {
-        let (mut parent, started) = stat(pid)?;
-        let mut ancestors = Vec::new();
-        while parent > 0 && ancestors.len() < ANCESTORS {
-            ancestors.push(parent);
-            parent = stat(parent).map_or(0, |(parent, _)| parent);
-        }
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
-        // May be forbidden, and the process may write over it.
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let invocation = environment
-            .split(|byte| *byte == 0)
-            .find_map(|variable| variable.strip_prefix(b"INVOCATION_ID="))
-            .and_then(|id| String::from_utf8(id.to_vec()).ok());
-        Some(Self { pid, started, group, ancestors, invocation })
+        let ancestors = iter::successors(proc::parent(pid), |at| proc::parent(*at)).take_while(|at| *at > 0);
+        Some(Self {
+            pid,
+            started: proc::started(pid)?,
+            group: proc::cgroup(pid)?,
+            ancestors: ancestors.take(ANCESTORS).collect(),
+            invocation: proc::invocation(pid),
+        })
     }
-}
-
-/// Parent and `starttime`, fields 4 and 22 of `/proc/PID/stat`; the name before, in parentheses, may hold anything.
-fn stat(pid: i32) -> Option<(i32, u64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = text.rsplit_once(") ")?.1.split(' ');
-    let parent = fields.nth(1)?.parse().ok()?;
-    Some((parent, fields.nth(17)?.parse().ok()?))
-}
-
-/// When the process with this id was started: `starttime`, in clock ticks since boot.
-pub(super) fn started(pid: i32) -> Option<u64> {
-    stat(pid).map(|(_, started)| started)
 }
 
 /// A hold on the process with this id: whatever gets that id later is another one. None when there is no such process.
@@ -122,7 +103,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!((seen.pid, seen.ancestors.first(), seen.invocation), (pid, Some(&own), Some("x".repeat(32))));
-        assert!(seen.started >= started(own).unwrap());
+        assert!(seen.started >= proc::started(own).unwrap());
         assert!(seen.group.starts_with('/') || seen.group.is_empty());
         assert!(Process::look(pid).is_none(), "it has ended");
     }

@@ -21,7 +21,7 @@ use super::bus::{Bus, Machine};
 use super::generation::Profiles;
 use super::process;
 use super::{Answer, LINE, Obstacle, Verb, dropin, rules};
-use crate::observe;
+use crate::observe::process as proc;
 
 /// It leaves after so long without a connection; systemd starts it again with the next.
 const IDLE: Duration = Duration::from_secs(30);
@@ -66,13 +66,13 @@ impl Peer {
     fn of(stream: &UnixStream) -> Result<Self, String> {
         let credentials = stream.peer_cred().map_err(|error| format!("who connects cannot be told: {error}"))?;
         let pid = credentials.pid().ok_or("who connects cannot be told")?;
-        let started = process::started(pid).ok_or("who connected has ended")?;
+        let started = proc::started(pid).ok_or("who connected has ended")?;
         Ok(Self { pid, uid: credentials.uid(), started })
     }
 
     /// Whether that process still lives, so that what was found out under its id was about it.
     fn is_there(&self) -> bool {
-        process::started(self.pid) == Some(self.started)
+        proc::started(self.pid) == Some(self.started)
     }
 }
 
@@ -213,7 +213,7 @@ impl<M: Machine> Helper<M> {
         rules::named(&self.healer, unit)?;
         let main = self.machine.unit(unit).await?.main;
         let name = unit.to_string();
-        let holder = blocking(move || observe::holder(port, &name, main)).await?;
+        let holder = blocking(move || proc::holder(port, &name, main)).await?;
         Ok(Answer::Holder { holder })
     }
 

@@ -6,10 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lares_units::port::{
-    Entry, Event, Facts, JobOutcome, Listed, Manager, ManagerError, Origin, Question, UnitId,
-};
 use lares_units::Feed;
+use lares_units::port::{Entry, Event, Facts, JobOutcome, Listed, Manager, ManagerError, Origin, Question, UnitId};
 use serde_json::{Value, json};
 
 /// A line, written at this second.
@@ -47,17 +45,45 @@ pub(super) fn kernel(second: i64, message: &str) -> Arc<Entry> {
 pub(super) struct Fake {
     facts: Mutex<BTreeMap<String, Value>>,
     lines: Mutex<BTreeMap<String, Vec<Arc<Entry>>>>,
-    pub(super) journal_is_closed: bool,
+    journal_is_closed: bool,
 }
 
 impl Fake {
+    /// One whose journal may not be read.
+    pub(super) fn without_a_journal() -> Self {
+        Self { journal_is_closed: true, ..Self::default() }
+    }
+
     /// A service that is down and of which nothing is known, with these facts changed.
     pub(super) fn unit(&self, name: &str, changes: &Value) {
-        let moments = ["inactive_exit", "active_enter", "active_exit", "inactive_enter", "state_change", "main_start", "main_exit", "began"];
+        let moments = [
+            "inactive_exit",
+            "active_enter",
+            "active_exit",
+            "inactive_enter",
+            "state_change",
+            "main_start",
+            "main_exit",
+            "began",
+        ];
         let times: BTreeMap<&str, Value> = moments.into_iter().map(|moment| (moment, Value::Null)).collect();
         let kinds = [
-            "requires", "required_by", "requisite", "requisite_of", "wants", "wanted_by", "binds_to", "bound_by",
-            "part_of", "consists_of", "upholds", "upheld_by", "after", "before", "on_failure", "triggered_by",
+            "requires",
+            "required_by",
+            "requisite",
+            "requisite_of",
+            "wants",
+            "wanted_by",
+            "binds_to",
+            "bound_by",
+            "part_of",
+            "consists_of",
+            "upholds",
+            "upheld_by",
+            "after",
+            "before",
+            "on_failure",
+            "triggered_by",
         ];
         let relations: BTreeMap<&str, Value> = kinds.into_iter().map(|kind| (kind, json!([]))).collect();
         let mut facts = json!({

@@ -103,6 +103,16 @@ impl Identity {
         allowed
     }
 
+    /// Whether anything was changed that decides on whether such a user may use the file: it, what is above it, who is in
+    /// which group, or the unit.
+    fn was_changed_since(&self, path: &Path, unit_files: &[PathBuf], at: Timestamp) -> bool {
+        let unit = unit_files.iter().map(PathBuf::as_path);
+        // Root is not kept out by modes. And directories change with every file in them.
+        let above = path.ancestors().skip(1).filter(|_| self.user != Some(0));
+        let mut places = unit.chain([path, Path::new("/etc/group")]).chain(above);
+        places.any(|place| fs::metadata(place).is_ok_and(|found| changed(&found) > at))
+    }
+
     fn may(&self, found: &Metadata, needed: u32) -> Option<bool> {
         let (user, mode) = (self.user, found.mode());
         let has = |shift: u32| mode >> shift & needed == needed;
@@ -175,9 +185,10 @@ pub(super) fn file(named: Named) -> (File, Option<String>) {
             let identity = Identity::of_unit(&unit_files);
             let readable = identity.may_read(&path);
             let state = match said {
-                _ if is_cut_short(&path, &found) => FileState::Corrupt,
+                // Whoever may not read it has not seen what is in it.
+                Said::Missing | Said::Corrupt if is_cut_short(&path, &found) => FileState::Corrupt,
                 Said::Corrupt if changed(&found) <= at => FileState::Corrupt,
-                Said::Forbidden if readable != Some(true) || !was_changed_since(&path, &unit_files, at) => {
+                Said::Forbidden if readable != Some(true) || !identity.was_changed_since(&path, &unit_files, at) => {
                     FileState::Forbidden
                 }
                 _ if readable == Some(false) => FileState::Forbidden,
@@ -222,14 +233,6 @@ fn changed(found: &Metadata) -> Timestamp {
 fn moment(seconds: i64, nanoseconds: i64) -> Timestamp {
     let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);
     Timestamp::new(seconds, nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-/// Whether anything was changed that decides on who may use the file: it, what is above it, who is in which group, or
-/// the unit.
-fn was_changed_since(path: &Path, unit_files: &[PathBuf], at: Timestamp) -> bool {
-    let group = Path::new("/etc/group");
-    let mut places = path.ancestors().chain(unit_files.iter().map(PathBuf::as_path)).chain([group]);
-    places.any(|place| fs::metadata(place).is_ok_and(|found| changed(&found) > at))
 }
 
 /// Whether a GGUF file does not begin as such a file does, or ends within its header.
@@ -405,6 +408,10 @@ mod tests {
         fs::write(&path, "").unwrap();
         assert_eq!(of(&path, Said::Forbidden, soon()).state, FileState::Forbidden);
         assert_eq!(of(&path, Said::Forbidden, earlier()).state, FileState::Good);
+        // What is in it is another matter.
+        let model = directory.path().join("secret.gguf");
+        fs::write(&model, "").unwrap();
+        assert_eq!(of(&model, Said::Forbidden, soon()).state, FileState::Forbidden);
         assert!(of(&path, Said::Forbidden, soon()).access.ends_with(" 0644"));
     }
 

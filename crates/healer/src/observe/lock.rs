@@ -58,12 +58,11 @@ pub(super) fn holder(traces: &Traces) -> (LockHolder, Option<String>) {
     let holder = match (file, traces.pid) {
         (Some(Found::Process(pid)), _) => at_work(pid),
         (Some(Found::Dead), _) => LockHolder::Dead,
-        (Some(Found::Unclear), None) => LockHolder::Unknown,
+        (Some(Found::Unclear) | None, None) => LockHolder::Unknown,
         (_, Some(pid)) if !process::lived_at(pid, traces.said) => LockHolder::Dead,
         // It lives and let go of it.
         (Some(Found::Free), _) => LockHolder::Free,
         (_, Some(pid)) => at_work(pid),
-        (None, None) => LockHolder::Unknown,
     };
     (holder, None)
 }
@@ -80,9 +79,10 @@ fn at_work(pid: i32) -> LockHolder {
 /// Who locks a file. SQLite locks the file itself or, with a log of changes, two beside it.
 fn of_file(path: &Path, configured: bool) -> io::Result<Found> {
     let locks = locks()?;
-    let on = |path: &Path| -> io::Result<Vec<Lock>> {
+    let on = |path: &Path| -> io::Result<Vec<(Lock, PathBuf)>> {
         let places = places(path)?;
-        Ok(locks.iter().filter(|lock| places.contains(&lock.place)).copied().collect())
+        let locks = locks.iter().filter(|lock| places.contains(&lock.place));
+        Ok(locks.map(|lock| (*lock, path.to_owned())).collect())
     };
     let own = on(path)?;
     let beside = ["-wal", "-shm"].map(|ending| {
@@ -92,9 +92,9 @@ fn of_file(path: &Path, configured: bool) -> io::Result<Found> {
     });
     // With such a log everybody who has the database open locks it for reading all the time, and that hinders nobody.
     let readers_count = !beside[0].exists();
-    let other: Vec<Lock> = beside.iter().filter_map(|path| on(path).ok()).flatten().collect();
-    let writer = own.iter().chain(&other).find(|lock| lock.writes);
-    if let Some(lock) = writer.or_else(|| own.first().filter(|_| readers_count)) {
+    let other: Vec<(Lock, PathBuf)> = beside.iter().filter_map(|path| on(path).ok()).flatten().collect();
+    let writer = own.iter().chain(&other).find(|(lock, _)| lock.writes);
+    if let Some((lock, path)) = writer.or_else(|| own.first().filter(|_| readers_count)) {
         if let Some(pid) = lock.pid.filter(|pid| process::lives(*pid)) {
             return Ok(Found::Process(pid));
         }
@@ -212,6 +212,13 @@ mod tests {
         Traces { configured: path(configured), named: path(named), pid, said: Timestamp::now() }
     }
 
+    /// Asks until the answer is this one: a process that has just begun still works.
+    fn expect(traces: &Traces, wanted: LockHolder) {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while holder(traces).0 != wanted && std::time::Instant::now() < until {}
+        assert_eq!(holder(traces).0, wanted);
+    }
+
     /// A number that no process has: above the kernel's highest.
     const NOBODY: i32 = 1_000_000_000;
 
@@ -222,7 +229,8 @@ mod tests {
         assert_eq!(lock(line), Some(Lock { pid: Some(5854), place, writes: true }));
         let line = "2: OFDLCK ADVISORY  READ -1 fe:00:10010664 0 EOF";
         assert_eq!(lock(line), Some(Lock { pid: None, place, writes: false }));
-        for line in ["1: -> FLOCK  ADVISORY  WRITE 5855 fe:00:1 0 EOF", "3: LEASE  ACTIVE    READ 1 fe:00:1 0 EOF", ""] {
+        for line in ["1: -> FLOCK  ADVISORY  WRITE 5855 fe:00:1 0 EOF", "3: LEASE  ACTIVE    READ 1 fe:00:1 0 EOF", ""]
+        {
             assert_eq!(lock(line), None, "{line}");
         }
     }
@@ -233,7 +241,7 @@ mod tests {
         assert!(!is_locked(file.path()).unwrap());
         let (idle, pid) = locked(file.path(), "read line");
         assert!(is_locked(file.path()).unwrap());
-        assert_eq!(holder(&traces(Some(file.path()), None, None)).0, LockHolder::Idle { pid });
+        expect(&traces(Some(file.path()), None, None), LockHolder::Idle { pid });
         drop(idle);
         assert!(!is_locked(file.path()).unwrap());
         assert_eq!(holder(&traces(Some(file.path()), None, None)).0, LockHolder::Free);
@@ -267,7 +275,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         // The lock is that of the shell that takes it and ends; its child keeps the file open.
         let (_outer, _) = locked(file.path(), "exec 9>&-; read line");
-        assert_eq!(holder(&traces(Some(file.path()), None, None)).0, LockHolder::Free);
+        expect(&traces(Some(file.path()), None, None), LockHolder::Free);
         let script = "(exec 9<>\"$0\"; flock 9; sleep 60 & echo $! >&2); echo locked; read line";
         let mut child = Command::new("bash");
         child.args(["-c", script]).arg(file.path()).stdin(Stdio::piped());
@@ -277,7 +285,7 @@ mod tests {
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut sleeper).unwrap();
         let pid: i32 = sleeper.trim().parse().unwrap();
         let _ended = Locker(child);
-        assert_eq!(holder(&traces(Some(file.path()), None, None)).0, LockHolder::Idle { pid });
+        expect(&traces(Some(file.path()), None, None), LockHolder::Idle { pid });
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
@@ -309,7 +317,7 @@ mod tests {
         assert_eq!(holder(&traces(None, None, None)).0, LockHolder::Unknown);
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        assert_eq!(holder(&traces(None, None, Some(pid))).0, LockHolder::Idle { pid });
+        expect(&traces(None, None, Some(pid)), LockHolder::Idle { pid });
         let before = Traces { said: Timestamp::now() - SignedDuration::from_hours(1), ..traces(None, None, Some(pid)) };
         assert_eq!(holder(&before).0, LockHolder::Dead);
         // The file tells that it has let go.
@@ -331,12 +339,12 @@ mod tests {
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let _ended = Locker(child);
-        let of = || holder(&traces(Some(&path), None, None)).0;
-        assert_eq!(of(), LockHolder::Idle { pid });
+        let of = |wanted| expect(&traces(Some(&path), None, None), wanted);
+        of(LockHolder::Idle { pid });
         let log = directory.path().join("app.db-wal");
         fs::write(&log, "").unwrap();
-        assert_eq!(of(), LockHolder::Free);
+        of(LockHolder::Free);
         let (_writer, pid) = locked(&log, "read line");
-        assert_eq!(of(), LockHolder::Idle { pid });
+        of(LockHolder::Idle { pid });
     }
 }

@@ -52,6 +52,11 @@ pub(crate) fn started(pid: i32) -> Option<u64> {
     Some(stat(pid)?.started)
 }
 
+/// The process that made another, or took it over when that one ended.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    Some(stat(pid)?.parent)
+}
+
 /// Whose process it is: by its control group, and within the unit's by the run it was started in.
 pub(crate) fn owner(pid: i32, unit: &str, main: Option<u32>) -> Owner {
     let Some(group) = unit_of(pid) else { return Owner::Nobody };
@@ -96,7 +101,8 @@ fn unit_of(pid: i32) -> Option<String> {
     parts.find(|part| part.ends_with(".service") || part.ends_with(".scope")).map(str::to_owned)
 }
 
-fn cgroup(pid: i32) -> Option<String> {
+/// Path of the control group that a process is in.
+pub(crate) fn cgroup(pid: i32) -> Option<String> {
     let groups = String::from_utf8(read(pid, "cgroup")).ok()?;
     groups.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
@@ -330,7 +336,10 @@ mod tests {
     fn work_and_idleness_are_told_apart() {
         let (_busy, busy) = child("while :; do :; done");
         let (_idle, idle) = child("read line");
-        assert_eq!((is_at_work(busy), is_at_work(idle)), (Some(true), Some(false)));
+        assert_eq!(is_at_work(busy), Some(true));
+        // One that has just begun still works.
+        let mut tries = 0..25;
+        assert!(tries.any(|_| is_at_work(idle) == Some(false)));
     }
 
     #[test]

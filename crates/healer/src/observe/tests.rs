@@ -112,7 +112,8 @@ async fn who_stopped_it_is_known_from_systemds_own_words() {
     assert_eq!(of(called, vec![]).await, (vec![], false));
     assert_eq!(of(json!({"result": "exec-condition"}), vec![]).await, (vec![], false));
     assert_eq!(of(oneshot, ended(true)).await, (inactive(), true));
-    let dependency = word(now(), "", "Dependency failed for app", &[("JOB_RESULT", "dependency"), ("JOB_TYPE", "start")]);
+    let dependency =
+        word(now(), "", "Dependency failed for app", &[("JOB_RESULT", "dependency"), ("JOB_TYPE", "start")]);
     assert_eq!(of(json!({}), vec![dependency]).await, (vec![Symptom::DependencyFailed], false));
 }
 
@@ -156,7 +157,7 @@ async fn a_unit_that_went_down_with_another_was_not_stopped_by_anybody() {
 
 #[tokio::test]
 async fn where_the_journal_is_closed_an_inactive_unit_is_left_alone() {
-    let manager = Fake { journal_is_closed: true, ..Fake::default() };
+    let manager = Fake::without_a_journal();
     manager.unit(APP, &json!({"invocation": RUN}));
     let seen = look(&manager, &settings(&[]), &context()).await;
     assert!(seen.facts.stopped_by_operator);
@@ -251,7 +252,8 @@ async fn the_kernels_word_on_another_unit_is_not_about_this_one() {
             "inactive_enter": stamp(30),
         });
         manager.failed(APP, RUN, &json!({"result": "oom-kill", "times": times}));
-        let line = format!("oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/system.slice/{unit},task=python3,pid=7,uid=0");
+        let line =
+            format!("oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/system.slice/{unit},task=python3,pid=7,uid=0");
         manager.says(APP, vec![kernel(now() - ago, &line)]);
         facts(&manager, &settings(&[])).await.matched.map(|matched| matched.pattern)
     };
@@ -261,10 +263,11 @@ async fn the_kernels_word_on_another_unit_is_not_about_this_one() {
     assert_eq!(of(APP, 90).await, None);
 }
 
+/// One that failed with this line a moment from now: nothing has changed since.
 fn failing(line: &str) -> Fake {
     let manager = Fake::default();
     manager.failed(APP, RUN, &json!({}));
-    manager.says(APP, vec![said(now() - 3, RUN, line)]);
+    manager.says(APP, vec![said(now() + 5, RUN, line)]);
     manager
 }
 
@@ -351,7 +354,8 @@ async fn a_lock_is_that_of_the_database_and_of_those_who_use_it() {
 async fn a_switch_counts_the_units_that_it_broke() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
-    for (number, units) in [(7, [("app", "1"), ("db", "1"), ("web", "1")]), (8, [("app", "2"), ("db", "2"), ("web", "1")])]
+    for (number, units) in
+        [(7, [("app", "1"), ("db", "1"), ("web", "1")]), (8, [("app", "2"), ("db", "2"), ("web", "1")])]
     {
         let root = at(&format!("closure-{number}"));
         fs::create_dir_all(root.join("etc/systemd/system")).unwrap();
@@ -385,7 +389,11 @@ async fn a_switch_counts_the_units_that_it_broke() {
 fn what_the_configuration_says_of_models_is_found_by_their_file() {
     let mut config = Config::default();
     config.llama.models_dir = Some("/m".into());
-    let hashed = lares_config::Model { url: Some("https://x/y.gguf".into()), sha256: Some("AB".repeat(32)), ..Default::default() };
+    let hashed = lares_config::Model {
+        url: Some("https://x/y.gguf".into()),
+        sha256: Some("AB".repeat(32)),
+        ..Default::default()
+    };
     config.models.insert("coder".into(), hashed);
     config.models.insert("own".into(), lares_config::Model { path: Some("/m/own.gguf".into()), ..Default::default() });
     let settings = Settings::of(&config, "/p".into());

@@ -57,11 +57,9 @@ pub(super) fn end(entries: &[Arc<Entry>]) -> (End, Option<InvocationId>) {
         let at = entry.at;
         end = match (entry.field("MESSAGE_ID"), entry.field("JOB_TYPE"), end) {
             _ if entry.field("JOB_RESULT") == Some("dependency") => End::Dependency,
-            (Some(STARTING), ..) => End::Unsaid,
             // Of a unit that was skipped it is said that it was started.
-            (Some(STARTED), _, End::Skipped) => End::Skipped,
-            (Some(STARTED), ..) => End::Unsaid,
-            (Some(SKIPPED), ..) => End::Skipped,
+            (Some(STARTED), _, End::Skipped) | (Some(SKIPPED), ..) => End::Skipped,
+            (Some(STARTING | STARTED), ..) => End::Unsaid,
             // A restart begins with the same words and ends with others.
             (Some(STOPPED), Some("restart"), _) => End::Own { at },
             (Some(STOPPING | STOPPED), _, End::Asked { at }) => End::Asked { at },
@@ -94,11 +92,7 @@ pub(super) async fn end_in_many_words(
 
 /// Whether a stop at this moment was somebody's wish, and not because a unit ended that this one is bound to
 /// (`BindsTo=`): systemd stops it with the same words.
-pub(super) async fn is_a_wish(
-    manager: &dyn Manager,
-    bound_to: &[UnitId],
-    at: Timestamp,
-) -> Result<bool, ManagerError> {
+pub(super) async fn is_a_wish(manager: &dyn Manager, bound_to: &[UnitId], at: Timestamp) -> Result<bool, ManagerError> {
     let (mut bound_to, mut at) = (bound_to.to_vec(), at);
     for _ in 0..BOUND {
         let mut because = None;
@@ -221,11 +215,15 @@ mod tests {
     #[test]
     fn kills_are_told_apart_by_their_control_group() {
         let kill = |unit: &str, pid: u32| {
-            kernel(1, &format!(
-                "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/system.slice/{unit},task_memcg=/system.slice/{unit},task=python3,pid={pid},uid=0"
-            ))
+            kernel(
+                1,
+                &format!(
+                    "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/system.slice/{unit},task_memcg=/system.slice/{unit},task=python3,pid={pid},uid=0"
+                ),
+            )
         };
-        let killed = |pid: u32| kernel(1, &format!("Memory cgroup out of memory: Killed process {pid} (python3) total-vm:1kB"));
+        let killed =
+            |pid: u32| kernel(1, &format!("Memory cgroup out of memory: Killed process {pid} (python3) total-vm:1kB"));
         let entries = [kill("app.service", 7), killed(7), kill("my-app.service", 8), killed(8), said(1, RUN, "pid=9")];
         let processes = killed_in("app.service", &entries);
         assert_eq!(processes, BTreeSet::from([7]));

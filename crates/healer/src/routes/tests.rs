@@ -37,7 +37,6 @@ struct Place {
     operator: String,
     viewer: String,
     told: Told,
-    board: watch::Sender<Arc<Board>>,
     _database: TestDatabase,
     _end: DropGuard,
 }
@@ -58,7 +57,7 @@ impl Place {
         let (board, shown) = watch::channel(Arc::new(board));
         let (orders, given) = mpsc::channel(ORDERS);
         let told = Told::default();
-        tokio::spawn(obey(given, Arc::clone(&told), board.clone(), answered));
+        tokio::spawn(obey(given, Arc::clone(&told), board, answered));
         let desk = Arc::new(Desk { store: store.clone(), host: HOST.to_owned(), orders, board: shown });
         let shutdown = CancellationToken::new();
         let gate = Gate::open(store.clone(), &lares_config::Gate::default(), shutdown.clone()).await.unwrap();
@@ -74,7 +73,7 @@ impl Place {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let (viewer, operator) = (secrets.pop().unwrap(), secrets.pop().unwrap());
         let _end = shutdown.drop_guard();
-        Self { store, lease, url, client, operator, viewer, told, board, _database: database, _end }
+        Self { store, lease, url, client, operator, viewer, told, _database: database, _end }
     }
 
     async fn send(&self, method: &str, path: &str, key: Option<&str>, body: Option<Value>) -> (u16, Value) {

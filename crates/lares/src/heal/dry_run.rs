@@ -9,6 +9,7 @@ use lares_healer::classify::Classifier;
 use lares_healer::decide::{Decision, History, Policy, Reason};
 use lares_healer::observe::{Context as Known, Observer, PROFILE, Settings};
 use lares_healer::outlook::Outlook;
+use lares_healer::patterns::Patterns;
 use lares_healer::remedy::Step;
 use lares_units::port::UnitId;
 use lares_units::{Systemd, SystemdSettings};
@@ -69,7 +70,13 @@ async fn look(global: &Global, arguments: &cli::DryRun) -> Result<Outlook> {
     let systemd = Systemd::connect(SystemdSettings::default())
         .await
         .context("units of systemd can be looked at where systemd runs; `lares status` shows those of `lares up`")?;
-    let classifier = Classifier::builtin();
+    let classifier = match &config.healer.patterns_file {
+        Some(path) => {
+            let named = || format!("in the pattern file {}", path.display());
+            Patterns::with_file(path).and_then(Classifier::new).with_context(named)?
+        }
+        None => Classifier::builtin(),
+    };
     let policy = Policy::of(&config.healer, settings.units.get(unit.as_str()).unwrap_or(&HealedUnit::default()));
     // What was said a moment ago counts while it is up.
     let context = Known { recent: config.healer.verify_hold, ..Known::default() };

@@ -120,7 +120,7 @@ impl Served {
 /// A caller that is not root, so that polkit counts.
 fn somebody() -> Peer {
     let pid = i32::try_from(std::process::id()).unwrap();
-    Peer { pid, uid: 4711, started: process::started(pid).unwrap() }
+    Peer { pid, uid: 4711, started: proc::started(pid).unwrap() }
 }
 
 fn line(verb: &Verb) -> Vec<u8> {
@@ -217,7 +217,7 @@ async fn what_an_earlier_run_left_is_ended_and_the_main_process_is_not() {
     set(&|now| now.main = None);
     let other = served.client.end_process("app.service", pid, seen.started + 1).await;
     assert!(matches!(&other, Err(HelperError::Refused(why)) if why.contains("not the one")), "{other:?}");
-    assert!(process::started(pid).is_some(), "it lives so far");
+    assert!(proc::started(pid).is_some(), "it lives so far");
     served.client.end_process("app.service", pid, seen.started).await.unwrap();
     drop(sleeper);
     let again = served.client.end_process("app.service", pid, seen.started).await;
