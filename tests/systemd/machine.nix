@@ -25,9 +25,10 @@
     };
     ralph.repositories = [ "/srv/repositories" ];
     healer = {
-      # Much happens to one unit within a minute here.
+      # Much happens within a minute here.
       cooldown = "1s";
-      maxPerHour = 30;
+      maxPerHour = 60;
+      maxPerMinute = 60;
       verifyHold = "2s";
       units."app.service" = {
         probe = {

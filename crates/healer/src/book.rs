@@ -123,8 +123,9 @@ impl Book {
             return Err(io(error));
         }
         inner.length += bytes.len() as u64;
-        drop(inner);
+        // Before anybody can have shipped them.
         self.unshipped.fetch_add(lines.len() as u64, Ordering::Relaxed);
+        drop(inner);
         self.bell.notify_one();
         Ok(())
     }
@@ -171,8 +172,8 @@ impl Book {
     /// PostgreSQL has everything up to this byte, which were so many lines. Blocks when the file is worth tidying.
     pub(crate) fn shipped(&self, end: u64, lines: usize, now: Timestamp) -> Result<(), BookError> {
         let lines = lines as u64;
-        let _ = self.unshipped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(lines)));
         let mut inner = self.lock();
+        let _ = self.unshipped.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(lines)));
         inner.shipped = inner.shipped.max(end);
         if inner.shipped == inner.length {
             self.unshipped.store(0, Ordering::Relaxed);

@@ -86,6 +86,8 @@ pub enum Reason {
     DependencyBusy,
     /// What it needs is down and not ours to start.
     DependencyNotOurs,
+    /// What it needs is down, and a person was told of that.
+    DependencyHeld,
     /// The program tries again by itself.
     Retrying,
     /// The holder of the lock is at work.
@@ -144,12 +146,32 @@ impl Reason {
             | Self::LockStuck
             | Self::PortHeld
             | Self::DependencyNotOurs
+            | Self::DependencyHeld
             | Self::ModelMissing
             | Self::ModelUnreadable
             | Self::PermissionDenied
             | Self::DiskFull => Duration::from_secs(5),
             _ => Duration::from_secs(30),
         }
+    }
+
+    /// Whether nothing but a person, or time, puts it right: starting again does not.
+    pub(crate) const fn is_out_of_hands(self) -> bool {
+        matches!(
+            self,
+            Self::LockStuck
+                | Self::DatabaseNotOurs
+                | Self::PortHeld
+                | Self::MemoryCeiling
+                | Self::ModelMissing
+                | Self::ModelUnreadable
+                | Self::PermissionDenied
+                | Self::DiskFull
+                | Self::BadConfiguration
+                | Self::CrashLoop
+                | Self::Reported
+                | Self::Exhausted
+        )
     }
 
     /// Whether the wish of a person ends the incident.
@@ -174,6 +196,7 @@ impl fmt::Display for Reason {
             Self::JobQueued => "systemd has a job for it",
             Self::DependencyBusy => "what it needs does not answer yet",
             Self::DependencyNotOurs => "what it needs is down and not ours to start",
+            Self::DependencyHeld => "what it needs is down, and a person was told of that",
             Self::Retrying => "the program tries again by itself",
             Self::LockHeld => "the holder of the lock is at work",
             Self::LockStuck => "nobody may break the lock of a process that lives",

@@ -61,8 +61,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const OUTDATED: u32 = 3;
 /// How often the board is made anew at most.
 const BOARD: Duration = Duration::from_millis(100);
-/// What systemd says when a process of a unit was killed for want of memory.
-const OUT_OF_MEMORY: &str = "fe6faa94e7774663a0da52717891d8ef";
+/// What systemd says when a process of a unit was killed for want of memory, by the kernel or by systemd-oomd.
+const OUT_OF_MEMORY: [&str; 2] = ["fe6faa94e7774663a0da52717891d8ef", "d989611b15e44c9dbf31e3c81256e4ed"];
+/// A model is asked so often about one incident: at its beginning, and when the unit fails in other words.
+const DIAGNOSES: usize = 2;
 /// Inputs taken in before their entries are written: one write to the disk for all of them.
 const TOGETHER: usize = 64;
 
@@ -111,9 +113,9 @@ pub(crate) struct Driver {
     pages: BTreeMap<Uuid, Page>,
     /// Names that unknown failures go by.
     clusters: Clusters,
-    /// The failure that an open incident was studied for, and incidents that a model was asked about.
+    /// The failure that an open incident was studied for last, and those that a model was asked about.
     studied: BTreeMap<Uuid, String>,
-    diagnosed: BTreeSet<Uuid>,
+    diagnosed: BTreeMap<Uuid, BTreeSet<String>>,
     pauses: BTreeMap<String, Pause>,
     /// Ports that units were moved to.
     moved: BTreeMap<String, u16>,
@@ -146,7 +148,8 @@ impl Driver {
             .iter()
             .filter_map(|(name, config)| {
                 let id = UnitId::new(name.as_str()).ok()?;
-                Some((name.clone(), Tracked::new(id, Some(config.clone()))))
+                let grace = parts.policies.get(name).map_or(Duration::ZERO, |policy| policy.verify_timeout);
+                Some((name.clone(), Tracked::new(id, Some(config.clone()), grace)))
             })
             .collect();
         let pauses = parts.pauses.read().into_iter().map(|pause| (pause.unit.clone(), pause)).collect();
@@ -159,7 +162,7 @@ impl Driver {
             pages: BTreeMap::new(),
             clusters: Clusters::default(),
             studied: BTreeMap::new(),
-            diagnosed: BTreeSet::new(),
+            diagnosed: BTreeMap::new(),
             pauses,
             moved: BTreeMap::new(),
             beside: JoinSet::new(),
@@ -229,7 +232,8 @@ impl Driver {
         for entry in &stored.timeline {
             page.add(entry);
             if matches!(entry.event, Happening::Diagnosed { .. }) {
-                self.diagnosed.insert(stored.id);
+                let known_as = page.incident().known_as().to_owned();
+                self.diagnosed.entry(stored.id).or_default().insert(known_as);
             }
             let Some(unit) = self.units.get_mut(&stored.unit).filter(|_| stored.same_boot) else { continue };
             match &entry.event {
@@ -393,7 +397,7 @@ impl Driver {
     /// A line of the journal. Only what systemd itself says of a child that was killed is of interest while units are
     /// well; everything else is read when something is wrong.
     fn read(&mut self, entry: &port::Entry) {
-        let told = entry.origin == port::Origin::Manager && entry.field("MESSAGE_ID") == Some(OUT_OF_MEMORY);
+        let told = entry.origin == port::Origin::Manager && entry.field("MESSAGE_ID").is_some_and(|id| OUT_OF_MEMORY.contains(&id));
         let Some(unit) = entry.unit.as_ref().filter(|_| told).map(UnitId::to_string) else { return };
         if let Some(tracked) = self.units.get_mut(&unit).filter(|tracked| tracked.active == Active::Active) {
             let began = clock::now().moment;
@@ -482,21 +486,20 @@ impl Driver {
         facts
     }
 
-    /// Has an unknown failure studied, once for each incident.
+    /// Has an unknown failure studied, once for each incident that it is seen in.
     fn study(&mut self, name: &str, unknown: Unknown, result: String, said: Vec<String>) {
         let Some(incident) = self.ward.incident(name) else { return };
         let id = incident.id;
+        let fingerprint = unknown.fingerprint.clone();
+        let asked = self.diagnosed.get(&id);
         let asks = matches!(incident.cause(), Some(Cause::Crashed | Cause::CrashLoop))
             && self.parts.scholar.diagnoses()
-            && !self.diagnosed.contains(&id);
-        if self.studied.get(&id) != Some(&unknown.fingerprint) {
-            let fingerprint = unknown.fingerprint.clone();
-            if self.parts.scholar.study(unknown) {
-                self.studied.insert(id, fingerprint);
-            }
+            && asked.is_none_or(|asked| asked.len() < DIAGNOSES && !asked.contains(&fingerprint));
+        if self.studied.get(&id) != Some(&fingerprint) && self.parts.scholar.study(unknown) {
+            self.studied.insert(id, fingerprint.clone());
         }
         if asks && self.parts.scholar.ask(scholar::Case { incident: id, unit: name.to_owned(), result, lines: said }) {
-            self.diagnosed.insert(id);
+            self.diagnosed.entry(id).or_default().insert(fingerprint);
         }
     }
 
@@ -591,6 +594,7 @@ impl Driver {
                 if let Some(unit) = self.units.get(name) {
                     facts.probe = unit.probe;
                 }
+                self.clusters.rename(&mut facts);
                 self.outlook(Observed { facts, ..observed }, now.moment)
             }
             Ok(observed) => {
@@ -710,6 +714,9 @@ impl Driver {
             self.healed().filter(|unit| *unit != name && self.ward.incident(unit).is_some()).map(str::to_owned).collect();
         for unit in waiting {
             if self.ward.does_need(&unit, name) {
+                if let Some(unit) = self.units.get_mut(&unit) {
+                    unit.gets_time();
+                }
                 self.look(&unit);
             }
         }
@@ -731,7 +738,7 @@ impl Driver {
             return;
         }
         for id in &new {
-            self.units.insert(id.to_string(), Tracked::new(id.clone(), None));
+            self.units.insert(id.to_string(), Tracked::new(id.clone(), None, Duration::ZERO));
         }
         let manager = Arc::clone(&self.parts.manager);
         let unit = facts.unit.clone();
@@ -967,7 +974,8 @@ impl Driver {
         if self.board_due.is_none_or(|at| at > now) {
             return;
         }
-        self.board_due = None;
+        let unshipped = self.parts.book.unshipped();
+        self.board_due = (unshipped > 0).then(|| now + BOARD * 10);
         let shown = self.units.iter().filter(|(_, unit)| unit.config.is_some()).map(|(name, unit)| {
             let incident = self.ward.incident(name);
             let paused = self.pauses.get(name).map(|pause| PausedUntil {
@@ -987,7 +995,7 @@ impl Driver {
             };
             (name.clone(), watched)
         });
-        let board = Board { units: shown.collect(), acting: true, hearing: self.hearing, unshipped: self.parts.book.unshipped() };
+        let board = Board { units: shown.collect(), acting: true, hearing: self.hearing, unshipped };
         self.parts.board.send_replace(Arc::new(board));
     }
 }

@@ -1,6 +1,7 @@
 //! One failure of one unit: its timeline, folded into where it stands.
 
 use std::fmt;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -101,6 +102,8 @@ pub struct Incident {
     /// Why a person was told last.
     pub(crate) told: Option<Reason>,
     pub(crate) seq: u32,
+    /// Moment of the first entry.
+    first: Option<Moment>,
     /// A moment and the milliseconds of the incident at it.
     pub(crate) clock: (Moment, u64),
     /// Since when it is well again, to be confirmed.
@@ -136,6 +139,7 @@ impl Incident {
             attempts: 0,
             told: None,
             seq: 0,
+            first: None,
             clock: (now, 0),
             up_since: None,
             look_at: now,
@@ -161,6 +165,11 @@ impl Incident {
     /// The cause found last.
     pub fn cause(&self) -> Option<&Cause> {
         self.cause.as_ref()
+    }
+
+    /// How long ago its first entry was written, or would be now.
+    pub(crate) fn since_noticed(&self, now: Moment) -> Duration {
+        self.first.map_or(Duration::ZERO, |first| now.since(first))
     }
 
     /// Milliseconds since it began.
@@ -200,6 +209,7 @@ impl Incident {
 
     pub(crate) fn apply(&mut self, entry: &Entry) {
         self.seq = entry.seq;
+        self.first.get_or_insert(entry.moment);
         self.clock = (entry.moment, entry.ms);
         let since = entry.moment;
         match &entry.event {

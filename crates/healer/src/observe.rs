@@ -217,7 +217,12 @@ impl<'a> Observer<'a> {
     async fn journal(&self, found: &port::Facts) -> Result<Journal, ManagerError> {
         let unit = found.unit.clone();
         let mut question = match found.invocation {
-            Some(run) => Question::about_the_end(unit, Some(run), found.times.began),
+            // Waiting for an automatic restart counts as having begun, though the run before it is what is asked about.
+            Some(run) => {
+                let started = found.times.main_start.map(words::wall);
+                let began = [started, found.times.began].into_iter().flatten().min();
+                Question::about_the_end(unit, Some(run), began)
+            }
             None => Question { since: process::booted(), ..Question::new(unit) },
         };
         // Last words are on their way for some milliseconds after an end.

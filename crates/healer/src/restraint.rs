@@ -131,6 +131,11 @@ impl Restraint {
         }
     }
 
+    /// Its remedy has brought the unit up: others of its chain may go on, though whether it stays up is not known yet.
+    pub fn at_rest(&mut self, unit: &str) {
+        self.busy.retain(|_, owner| owner != unit);
+    }
+
     /// The remedy for `unit` has ended: verified, not verified, or given up half-way (`None`).
     pub fn end(&mut self, unit: &str, helped: Option<bool>, now: Moment) {
         self.busy.retain(|_, owner| owner != unit);

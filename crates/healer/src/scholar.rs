@@ -427,9 +427,11 @@ impl Meaning {
 
 /// The point of a failure: the same on every machine, and none that another kind of point has.
 fn point_of(fingerprint: &str) -> Uuid {
-    let mut bytes = *b"lares-failure\0\0\0";
-    let number = u64::from_str_radix(fingerprint, 16).unwrap_or_default();
-    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    let number = u64::from_str_radix(fingerprint, 16).unwrap_or_default().to_be_bytes();
+    // Bytes 6 and 8 have the marks of a UUID in them.
+    let mut bytes = *b"......lares-fa..";
+    bytes[..6].copy_from_slice(&number[..6]);
+    bytes[14..].copy_from_slice(&number[6..]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 

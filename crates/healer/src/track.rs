@@ -55,10 +55,16 @@ pub(crate) struct Tracked {
     pub(crate) probing: bool,
     /// When the last failed probe was counted.
     counted: Option<Moment>,
+    /// Since when the present run may be asked, and whether it ever answered.
+    asked_since: Option<Moment>,
+    answered: bool,
+    /// A run that has not answered yet is still coming up for so long.
+    grace: Duration,
 }
 
 impl Tracked {
-    pub(crate) fn new(id: UnitId, config: Option<HealedUnit>) -> Self {
+    /// `grace`: a run that has not answered its probe yet is still coming up for so long.
+    pub(crate) fn new(id: UnitId, config: Option<HealedUnit>, grace: Duration) -> Self {
         Self {
             id,
             config,
@@ -81,6 +87,9 @@ impl Tracked {
             outdated: 0,
             probing: false,
             counted: None,
+            asked_since: None,
+            answered: false,
+            grace,
         }
     }
 
@@ -165,9 +174,20 @@ impl Tracked {
         self.noticed.get_or_insert(noticed);
     }
 
+    /// What it needs has come back: failures before that were not its own.
+    pub(crate) fn gets_time(&mut self) {
+        if matches!(self.probe, Probe::Red { .. }) {
+            self.probe = Probe::Pending;
+            self.counted = None;
+            self.symptoms.retain(|symptom| !matches!(symptom, Symptom::ProbeFailing { .. }));
+        }
+    }
+
     fn start_probing_anew(&mut self) {
         self.probe = if self.is_probed() { Probe::Pending } else { Probe::None };
         self.counted = None;
+        self.asked_since = None;
+        self.answered = false;
     }
 
     /// A probe has ended. Says whether somebody has to look at the unit.
@@ -179,7 +199,9 @@ impl Tracked {
             Ok(()) => {
                 self.probe = Probe::Green;
                 self.counted = None;
+                self.answered = true;
             }
+            Err(_) if !self.answered && now.since(*self.asked_since.get_or_insert(now)) < self.grace => {}
             Err(error) => {
                 // Between two counted ones lies the configured time, however often it is asked meanwhile.
                 let times = match before {
@@ -223,7 +245,8 @@ impl Tracked {
             .collect();
         facts.symptoms = seen;
         facts.symptoms.extend(new);
-        if facts.symptoms.len() > 1 {
+        let by_us = self.stopped.as_ref().is_some_and(|run| *run == facts.invocation);
+        if facts.symptoms.len() > 1 || by_us {
             // Whatever failed is inactive, too.
             facts.symptoms.retain(|s| *s != Symptom::InactiveUnexpectedly);
         }
@@ -261,7 +284,7 @@ mod tests {
             ..HealthProbe::default()
         };
         let config = HealedUnit { probe, ..HealedUnit::default() };
-        let mut unit = Tracked::new(UnitId::new("app.service").unwrap(), Some(config));
+        let mut unit = Tracked::new(UnitId::new("app.service").unwrap(), Some(config), Duration::from_secs(60));
         unit.active = Active::Active;
         unit.start_probing_anew();
         unit
@@ -279,6 +302,7 @@ mod tests {
     fn three_probes_an_interval_apart_make_it_sick_however_often_it_is_asked() {
         let mut unit = tracked();
         let no = || Err("refused".to_owned());
+        assert!(unit.probed(Ok(()), at(0)));
         assert!(!unit.probed(no(), at(0)));
         assert!(!unit.probed(no(), at(250)));
         assert_eq!(unit.probe, Probe::Red { times: 1 });
@@ -294,6 +318,19 @@ mod tests {
         let mut facts = Facts::healthy("app.service");
         unit.complete(&mut facts, at(16_001));
         assert!(facts.is_up() && facts.symptoms.is_empty() && facts.noticed.is_none());
+    }
+
+    #[test]
+    fn a_run_that_has_not_answered_yet_is_coming_up_for_a_while() {
+        let mut unit = tracked();
+        let no = || Err("refused".to_owned());
+        for second in 0..60 {
+            assert!(!unit.probed(no(), at(second * 1000)));
+            assert_eq!(unit.probe, Probe::Pending);
+        }
+        assert!(!unit.probed(no(), at(60_000)) && !unit.probed(no(), at(65_000)));
+        assert!(unit.probed(no(), at(70_000)));
+        assert_eq!(unit.probe, Probe::Red { times: 3 });
     }
 
     #[test]

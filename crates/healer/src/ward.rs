@@ -34,6 +34,8 @@ use crate::timeline::{Entry, Event, Outcome, Plan};
 const SOON: Duration = Duration::from_secs(1);
 /// How long to wait for something that will be heard of, in case it is not.
 const BACKSTOP: Duration = Duration::from_secs(30);
+/// How long an incident over what a unit needs waits for that unit's own: the news of both come at about the same time.
+const TOGETHER: Duration = Duration::from_millis(300);
 /// From so many entries on, what is only thought about an incident is not written down any more, or a unit that
 /// flickers for weeks would fill the store.
 const NOTES: u32 = 1000;
@@ -401,11 +403,31 @@ impl Ward {
         case.incident.up_since = None;
         case.facts.symptoms = case.incident.symptoms.clone();
         let cause = diagnose(&case.facts, &case.policy);
-        if case.incident.seq >= NOTES {
-            case.incident.cause = Some(cause.clone());
-        } else if case.incident.cause.as_ref() != Some(&cause) {
-            case.write(Event::Considered { shared: cause.shared(), cause: cause.clone() });
+        if let Cause::DependencyDown { units, .. } = &cause {
+            let given_up = |unit: &String| {
+                let phase = self.incidents.get(unit).map(|incident| &incident.phase);
+                matches!(phase, Some(Phase::Held { reason, .. }) if reason.is_out_of_hands())
+            };
+            let unheard = |unit: &String| {
+                self.policies.contains_key(unit)
+                    && !self.incidents.contains_key(unit)
+                    && !self.wishes.contains_key(unit)
+            };
+            if units.iter().any(unheard) && case.incident.since_noticed(case.now.moment) < TOGETHER {
+                case.considers(cause);
+                case.incident.look_at = case.now.moment + TOGETHER;
+                return;
+            }
+            if units.iter().any(given_up) {
+                case.considers(cause);
+                return case.hold(Reason::DependencyHeld, None, false);
+            }
         }
+        if matches!(cause, Cause::CauseGone { .. }) && case.incident.cause.as_ref() != Some(&cause) {
+            // What did not help against the old cause says nothing of a start without it.
+            self.restraint.close(&case.facts.unit);
+        }
+        case.considers(cause.clone());
         if cause == Cause::Crashed
             && let Some((remedy, false)) = self.lessons.best(&case.facts.unit, case.facts.known_as())
             && remedy != Remedy::Restart.name()
@@ -512,6 +534,11 @@ impl Ward {
             return;
         }
         if decide::is_well(&case.facts) {
+            if case.incident.up_since.is_none() {
+                // What needs it need not wait until it has proved itself.
+                self.restraint.at_rest(&case.facts.unit);
+                self.wake_the_chain(case);
+            }
             if case.held_long_enough() {
                 let up_ms = case.incident.up_since.map_or(0, |up| case.ms_at(up));
                 let (attempt, remedy) = (plan.attempt, plan.remedy.clone());
@@ -557,6 +584,10 @@ impl Ward {
     /// The remedy has ended: what waited for its chain may go on.
     fn release(&mut self, case: &mut Case, helped: Option<bool>) {
         self.restraint.end(&case.facts.unit, helped, case.now.moment);
+        self.wake_the_chain(case);
+    }
+
+    fn wake_the_chain(&mut self, case: &mut Case) {
         for other in self.incidents.values_mut() {
             if matches!(other.phase, Phase::Held { reason: Reason::ChainBusy, .. }) {
                 other.look_at = case.now.moment + BACKSTOP;
@@ -589,6 +620,14 @@ impl Case {
     fn write(&mut self, event: Event) {
         let entry = self.incident.write(event, &self.now);
         self.effects.push(Effect::Record { incident: self.incident.id, unit: self.incident.unit.clone(), entry });
+    }
+
+    fn considers(&mut self, cause: Cause) {
+        if self.incident.seq >= NOTES {
+            self.incident.cause = Some(cause);
+        } else if self.incident.cause.as_ref() != Some(&cause) {
+            self.write(Event::Considered { shared: cause.shared(), cause });
+        }
     }
 
     fn take_down_what_is_new(&mut self) {

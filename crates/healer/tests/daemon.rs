@@ -72,6 +72,8 @@ impl House {
         let mut config = Config { state_dir: directory.path().to_owned(), ..Config::default() };
         config.healer.listen = "127.0.0.1:0".parse().unwrap();
         config.healer.verify_hold = Duration::from_millis(300);
+        // A unit that never answered the healer is given so long.
+        config.healer.verify_timeout = Duration::from_secs(3);
         config.store = database.config();
         let probe = HealthProbe {
             http: Some(format!("http://{address}/health")),

@@ -99,7 +99,13 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let mut child = Command::new("sleep").arg("60").env("INVOCATION_ID", "x".repeat(32)).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
-        let seen = Process::look(pid).unwrap();
+        // Until it has become `sleep` it has the test's own environment.
+        let look = || Process::look(pid).filter(|seen| seen.invocation.is_some());
+        let seen = (0..500).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            look()
+        });
+        let seen = seen.unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!((seen.pid, seen.ancestors.first(), seen.invocation), (pid, Some(&own), Some("x".repeat(32))));

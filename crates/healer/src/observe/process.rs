@@ -339,7 +339,10 @@ mod tests {
         assert_eq!(is_at_work(busy), Some(true));
         // One that has just begun still works.
         let mut tries = 0..25;
-        assert!(tries.any(|_| is_at_work(idle) == Some(false)));
+        assert!(tries.any(|_| {
+            thread::sleep(Duration::from_millis(20));
+            is_at_work(idle) == Some(false)
+        }));
     }
 
     #[test]

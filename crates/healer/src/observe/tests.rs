@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::fake::{Fake, kernel, said, word};
 use super::*;
 use crate::facts::FileState;
+use crate::scholar::Unknown;
 
 const APP: &str = "app.service";
 const DB: &str = "db.service";
@@ -74,6 +75,27 @@ fn ended(asked: bool) -> Vec<Arc<port::Entry>> {
         lines.push(word(now() - 9, RUN, "Stopped", &[("MESSAGE_ID", STOPPED), ("JOB_TYPE", "stop")]));
     }
     lines
+}
+
+#[tokio::test]
+async fn the_last_words_of_a_unit_that_failed_are_kept_without_secrets() {
+    let of = async |active: &str| {
+        let manager = Fake::default();
+        let standing = json!({"active": active, "sub": active});
+        manager.unit(APP, &json!({"standing": standing, "invocation": RUN, "result": "exit-code"}));
+        let mut lines: Vec<Arc<port::Entry>> = (0..30).map(|n| said(now() - 9, RUN, &format!("step {n}"))).collect();
+        lines.push(said(now() - 8, RUN, &format!("the queue is odd; password=hunter2 {}", "x".repeat(900))));
+        lines.push(word(now() - 8, RUN, "Failed with result", &[("MESSAGE_ID", FAILED)]));
+        manager.says(APP, lines);
+        facts(&manager, &settings(&[])).await
+    };
+    let failed = of("failed").await;
+    assert_eq!((failed.said.len(), failed.said[0].as_str()), (20, "step 11"));
+    assert!(failed.said[19].starts_with("the queue is odd; password=<secret> xxx"), "{:?}", failed.said[19]);
+    assert_eq!(failed.said[19].chars().count(), 500);
+    let known = Unknown::of(&failed).unwrap();
+    assert_eq!((Some(known.fingerprint), known.line), (failed.fingerprint, failed.said[19].clone()));
+    assert_eq!(of("active").await.said, Vec::<String>::new());
 }
 
 #[tokio::test]

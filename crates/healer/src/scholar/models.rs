@@ -133,16 +133,18 @@ struct Embedding {
 
 impl Models {
     pub(super) fn new(config: &Config) -> Result<Self, ModelError> {
-        // Asked seldom: no connection is kept, and none goes through a proxy to a model of this machine.
+        let url = config.coordinator_url().trim_end_matches('/').to_owned();
+        // Asked seldom: no connection is kept, and none goes through a proxy to a model of this machine. Certificates take
+        // some megabytes.
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .pool_max_idle_per_host(0)
+            .tls_built_in_root_certs(url.starts_with("https:"))
             .connect_timeout(CONNECT)
             .user_agent("lares-healer")
             .build()
             .map_err(ModelError::Client)?;
-        let url = config.coordinator_url().trim_end_matches('/').to_owned();
         Ok(Self { http, url, key_file: config.agent_key_file() })
     }
 

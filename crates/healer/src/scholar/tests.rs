@@ -417,6 +417,13 @@ async fn a_local_model_writes_what_it_thinks_and_nothing_else() {
     assert_eq!(machine.ward.note(Uuid::nil(), gone, &machine.now), []);
 }
 
+#[test]
+fn each_failure_has_a_point_of_its_own() {
+    let numbers = (0..64).map(|bit| 1_u64 << bit).chain([0, u64::MAX]);
+    let points: BTreeSet<Uuid> = numbers.map(|number| point_of(&format!("{number:016x}"))).collect();
+    assert_eq!(points.len(), 66);
+}
+
 #[tokio::test]
 async fn what_is_too_much_is_dropped_and_counted() {
     let bench = Bench::new(64).await;

@@ -255,9 +255,8 @@ impl World {
             .incidents
             .values()
             .filter_map(|incident| match &incident.phase {
-                Phase::Decided { plan, .. } | Phase::Acting { plan, .. } | Phase::Verifying { plan, .. } => {
-                    Some(plan.touches(&incident.unit))
-                }
+                // One that is up again only has to stay so.
+                Phase::Decided { plan, .. } | Phase::Acting { plan, .. } => Some(plan.touches(&incident.unit)),
                 _ => None,
             })
             .collect();
@@ -430,6 +429,10 @@ fn a_wish_is_recorded_once_and_honoured_in_the_middle_of_a_remedy() {
     world.unit("app").masked = false;
     world.unit("db").failed = true;
     world.advance_clocks(Duration::from_secs(1));
+    let effects = world.ward.observed(world.facts("app"), &world.now);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Act { .. })), "the dependency may have its own");
+    world.write_down(&effects);
+    world.advance_clocks(TOGETHER);
     let effects = world.ward.observed(world.facts("app"), &world.now);
     world.write_down(&effects);
     let Some(Effect::Act { incident, attempt, step, action }) = effects.last().cloned() else { panic!("{effects:?}") };
