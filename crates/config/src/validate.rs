@@ -200,7 +200,8 @@ impl Findings {
             self.add(&key("ports"), "0 is not a port");
         }
         let variable = unit.port_variable.as_deref().unwrap_or_default();
-        let others = unit.port_variables.iter().map(|(of, variable)| ("port_variables", of.as_str(), variable.as_str()));
+        let others =
+            unit.port_variables.iter().map(|(of, variable)| ("port_variables", of.as_str(), variable.as_str()));
         for (field, _, variable) in others.chain([("port_variable", name, variable)]) {
             let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
             if !variable.chars().all(good) || variable.starts_with(|c: char| c.is_ascii_digit()) {

@@ -155,8 +155,7 @@ impl Healer {
         let keeping = AbortOnDropHandle::new(tokio::spawn(keeper.run(leave.clone())));
 
         let metrics = HealerMetrics::new(self.classifier.patterns().iter().map(|pattern| pattern.name.as_str()));
-        let desk =
-            Desk { store: self.store.clone(), host, orders: self.orders.0.clone(), board: shown.clone() };
+        let desk = Desk { store: self.store.clone(), host, orders: self.orders.0.clone(), board: shown.clone() };
         let (config, surfaced, counted) = (Arc::clone(&self.config), ended.clone(), metrics.clone());
         let surface = async move {
             // Keys are in PostgreSQL: before it is there, nobody can be let in.

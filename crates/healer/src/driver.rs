@@ -30,6 +30,7 @@ use crate::desk::{Board, Order, Refusal};
 use crate::diagnose::Cause;
 use crate::facts::{Active, Facts, Load, Noticed};
 use crate::hands::{End, Hands};
+use crate::helper;
 use crate::incident::Phase;
 use crate::keeper::{Known, News};
 use crate::metrics::HealerMetrics;
@@ -90,12 +91,34 @@ pub(crate) struct Parts {
 /// Something that ran beside the loop has ended.
 #[derive(Debug)]
 enum Input {
-    Seen { unit: String, seen: Result<Observed, String>, unknown_unit: bool },
-    Asked { unit: String, dry_run: bool, by: String, seen: Result<Observed, String>, answer: Answer<Outlook> },
-    Acted { incident: Uuid, attempt: u32, step: usize, action: Step, end: End },
-    Probed { unit: String, answer: Result<(), String> },
+    Seen {
+        unit: String,
+        seen: Result<Observed, String>,
+        unknown_unit: bool,
+    },
+    Asked {
+        unit: String,
+        dry_run: bool,
+        by: String,
+        seen: Result<Observed, String>,
+        answer: Answer<Outlook>,
+    },
+    Acted {
+        incident: Uuid,
+        attempt: u32,
+        step: usize,
+        action: Step,
+        end: End,
+    },
+    Probed {
+        unit: String,
+        answer: Result<(), String>,
+    },
     /// What a unit needs is listened to from now on.
-    Watched { unit: String, listed: Vec<Listed> },
+    Watched {
+        unit: String,
+        listed: Vec<Listed>,
+    },
 }
 
 /// The receiving ends, for a loop that comes after this one.
@@ -377,7 +400,12 @@ impl Driver {
                     self.look(&name);
                 }
             }
-            EventKind::Appeared(unit) | EventKind::Gone(unit) => self.look(unit.as_str()),
+            EventKind::Appeared(unit) | EventKind::Gone(unit) => {
+                // To look at a unit that is not there makes systemd load and forget it, which is told of again.
+                if self.units.get(unit.as_str()).is_some_and(|unit| unit.load != Load::NotFound) {
+                    self.look(unit.as_str());
+                }
+            }
             EventKind::Disconnected { reason } => {
                 tracing::warn!(reason, "systemd cannot be heard; trying again until it can");
                 self.hearing = false;
@@ -388,8 +416,7 @@ impl Driver {
                 self.hearing = true;
                 self.compare_all().await;
             }
-            EventKind::ReloadEnded => self.compare_all().await,
-            EventKind::Missed(_) => self.compare_all().await,
+            EventKind::ReloadEnded | EventKind::Missed(_) => self.compare_all().await,
             _ => {}
         }
     }
@@ -397,7 +424,8 @@ impl Driver {
     /// A line of the journal. Only what systemd itself says of a child that was killed is of interest while units are
     /// well; everything else is read when something is wrong.
     fn read(&mut self, entry: &port::Entry) {
-        let told = entry.origin == port::Origin::Manager && entry.field("MESSAGE_ID").is_some_and(|id| OUT_OF_MEMORY.contains(&id));
+        let told = entry.origin == port::Origin::Manager
+            && entry.field("MESSAGE_ID").is_some_and(|id| OUT_OF_MEMORY.contains(&id));
         let Some(unit) = entry.unit.as_ref().filter(|_| told).map(UnitId::to_string) else { return };
         if let Some(tracked) = self.units.get_mut(&unit).filter(|tracked| tracked.active == Active::Active) {
             let began = clock::now().moment;
@@ -521,9 +549,10 @@ impl Driver {
 
     /// Units that take the port of this one from a variable.
     fn told_port(&self, name: &str) -> Vec<String> {
-        let told = self.units.iter().filter(|(_, unit)| {
-            unit.config.as_ref().is_some_and(|config| config.port_variables.contains_key(name))
-        });
+        let told = self
+            .units
+            .iter()
+            .filter(|(_, unit)| unit.config.as_ref().is_some_and(|config| config.port_variables.contains_key(name)));
         told.map(|(other, _)| other.clone()).collect()
     }
 
@@ -579,14 +608,7 @@ impl Driver {
         }
     }
 
-    fn asked(
-        &mut self,
-        name: &str,
-        dry_run: bool,
-        by: &str,
-        seen: Result<Observed, String>,
-        answer: Answer<Outlook>,
-    ) {
+    fn asked(&mut self, name: &str, dry_run: bool, by: &str, seen: Result<Observed, String>, answer: Answer<Outlook>) {
         let now = clock::now();
         let outlook = match seen {
             Ok(observed) if dry_run => {
@@ -644,8 +666,13 @@ impl Driver {
         }
         self.parts.pauses.write(&pauses);
         let pauses: BTreeMap<String, Pause> = pauses.into_iter().map(|pause| (pause.unit.clone(), pause)).collect();
-        let changed: Vec<String> =
-            self.pauses.keys().chain(pauses.keys()).filter(|unit| self.pauses.get(*unit) != pauses.get(*unit)).cloned().collect();
+        let changed: Vec<String> = self
+            .pauses
+            .keys()
+            .chain(pauses.keys())
+            .filter(|unit| self.pauses.get(*unit) != pauses.get(*unit))
+            .cloned()
+            .collect();
         self.pauses = pauses;
         for unit in changed {
             self.look(&unit);
@@ -701,17 +728,21 @@ impl Driver {
             let observer = Observer::new(&*manager, &classifier, &settings);
             match timeout(LOOK_LIMIT, observer.observe(&unit, &context)).await {
                 Ok(seen) => seen,
-                Err(_) => {
-                    Err(ManagerError::Unavailable(format!("looking at {unit} took longer than {} s", LOOK_LIMIT.as_secs())))
-                }
+                Err(_) => Err(ManagerError::Unavailable(format!(
+                    "looking at {unit} took longer than {} s",
+                    LOOK_LIMIT.as_secs()
+                ))),
             }
         }
     }
 
     /// Those that need a unit and wait for it.
     fn look_at_dependents(&mut self, name: &str) {
-        let waiting: Vec<String> =
-            self.healed().filter(|unit| *unit != name && self.ward.incident(unit).is_some()).map(str::to_owned).collect();
+        let waiting: Vec<String> = self
+            .healed()
+            .filter(|unit| *unit != name && self.ward.incident(unit).is_some())
+            .map(str::to_owned)
+            .collect();
         for unit in waiting {
             if self.ward.does_need(&unit, name) {
                 if let Some(unit) = self.units.get_mut(&unit) {
@@ -769,7 +800,8 @@ impl Driver {
             let Some(unit) = self.units.get_mut(&name) else { continue };
             let active = observe::active(&found.standing.active);
             let was = std::mem::replace(&mut unit.active, active);
-            if was != active || (unit.load == Load::Masked) != (found.load == LoadState::Masked) {
+            let other = |ours, theirs| (unit.load == ours) != (found.load == theirs);
+            if was != active || other(Load::Masked, LoadState::Masked) || other(Load::NotFound, LoadState::NotFound) {
                 odd.push(name);
             }
         }
@@ -809,6 +841,16 @@ impl Driver {
         self.dirty();
     }
 
+    /// The port that a unit was moved to, for as long as that holds.
+    fn where_it_is(&mut self, name: &str) -> Option<u16> {
+        let moved = self.moved.get(name).copied()?;
+        if helper::is_moved(name) {
+            return Some(moved);
+        }
+        self.moved.remove(name);
+        None
+    }
+
     /// Whether somebody waits for this unit to become well.
     fn awaited(&self, name: &str) -> bool {
         self.ward.incident(name).is_some()
@@ -821,7 +863,7 @@ impl Driver {
             && *at <= now
             && let Some((_, name)) = self.due.pop_first()
         {
-            let moved = self.moved.get(&name).copied();
+            let moved = self.where_it_is(&name);
             let Some(unit) = self.units.get_mut(&name) else { continue };
             let Some(probe) = unit.config.as_ref().map(|config| config.probe.clone()) else { continue };
             if unit.probing || unit.active != Active::Active {

@@ -4,9 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lares_units::port::{JobOutcome, Manager, ManagerError, UnitId};
+use tokio::time::sleep;
 
 use crate::helper;
 use crate::remedy::Step;
+
+/// So often a stop that another job is in the way of is tried again, and the pause before that.
+const STOPS: u32 = 20;
+const STOP_AGAIN: Duration = Duration::from_millis(100);
 
 /// How carrying out a step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +45,7 @@ impl Hands {
                 Err(end) => end,
             },
             Step::Stop { unit } => match parsed(unit) {
-                Ok(unit) => end(self.manager.stop(&unit, patience).await),
+                Ok(unit) => self.stop(&unit, patience).await,
                 Err(end) => end,
             },
             // Nothing is done for it; it is never handed to anybody.
@@ -53,6 +58,18 @@ impl Hands {
             Step::SetPort { unit, to, .. } => helped(self.helper.set_port(unit, *to).await),
             Step::SetMemoryMax { unit, bytes } => helped(self.helper.set_memory_max(unit, *bytes).await),
             Step::Rollback { to } => helped(self.helper.roll_back(*to).await),
+        }
+    }
+
+    /// A unit that dies again and again mostly has a start waiting, which a stop must not cancel: it comes after that.
+    async fn stop(&self, unit: &UnitId, patience: Duration) -> End {
+        let mut tries = 0;
+        loop {
+            match self.manager.stop(unit, patience).await {
+                Err(ManagerError::Conflict { .. }) if tries < STOPS => tries += 1,
+                other => return end(other),
+            }
+            sleep(STOP_AGAIN.mul_f64(rand::random_range(0.75..1.25))).await;
         }
     }
 

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::facts::Holder;
 
 pub use client::{Client, HelperError};
+pub(crate) use dropin::is_moved;
 pub use server::{ServeError, serve};
 
 /// Longest request or answer, in bytes.

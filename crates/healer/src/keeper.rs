@@ -83,16 +83,23 @@ impl Keeper {
     /// Keeps it until `shutdown`, then gives it back.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut lease = None;
+        let mut away = false;
         let work = async {
             let started = Instant::now();
             loop {
-                if let Err(error) = self.session(&mut lease, started + PATIENCE).await {
+                if let Err(error) = self.session(&mut lease, &mut away, started + PATIENCE).await {
                     match error {
                         IncidentError::Fenced(_) => {
                             lease = None;
                             self.set(Place::Taken);
                         }
-                        error => tracing::warn!(error = %lares_gate::chain(&error), "PostgreSQL is away; incidents wait in the book"),
+                        // Told once, however long it takes.
+                        error if std::mem::replace(&mut away, true) => {
+                            tracing::debug!(error = %lares_gate::chain(&error), "PostgreSQL is still away");
+                        }
+                        error => {
+                            tracing::warn!(error = %lares_gate::chain(&error), "PostgreSQL is away; incidents wait in the book");
+                        }
                     }
                 }
                 if *self.place.borrow() == Place::Unknown && started.elapsed() >= PATIENCE {
@@ -118,8 +125,8 @@ impl Keeper {
         self.place.send_if_modified(|now| std::mem::replace(now, place) != place);
     }
 
-    /// Works with PostgreSQL until that fails. `first`: when to give up waiting for it at the start.
-    async fn session(&self, lease: &mut Option<Lease>, first: Instant) -> Result<(), IncidentError> {
+    /// Works with PostgreSQL until that fails. `away`: whether it was, until it is there. `first`: when to give up waiting for it at the start.
+    async fn session(&self, lease: &mut Option<Lease>, away: &mut bool, first: Instant) -> Result<(), IncidentError> {
         if !*self.prepared.borrow() {
             if *self.place.borrow() == Place::Unknown {
                 let Ok(done) = timeout_at(first, self.store.prepare()).await else { return Ok(()) };
@@ -139,6 +146,7 @@ impl Keeper {
             sleep(AGAIN).await;
         };
         *lease = Some(held.clone());
+        *away = false;
         // What the book holds comes before what PostgreSQL knows, so that the latter is whole.
         self.ship(&held).await?;
         self.tell_all().await?;

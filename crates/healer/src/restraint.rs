@@ -14,7 +14,11 @@ use crate::moment::Moment;
 /// The window of [`Limits::per_hour`].
 const HOUR: Duration = Duration::from_secs(3600);
 /// The window of [`Limits::budget`].
+#[cfg(test)]
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+/// For so long a unit counts for the budget: a step begins up to some seconds after its remedy was decided, and the
+/// promise is about what is done.
+const SPENT: Duration = Duration::from_secs(65);
 /// Backoff is lengthened by up to this share, so that units that failed together are not tried together.
 const JITTER: f64 = 0.25;
 /// An open circuit doubles its time at most so often.
@@ -113,7 +117,7 @@ impl Restraint {
         let free = (self.limits.budget as usize).saturating_sub(self.spent.len());
         if touches.len() > free {
             // As many of the oldest have to leave the window.
-            let until = self.spent.get(touches.len() - free - 1).map(|at| *at + MINUTE);
+            let until = self.spent.get(touches.len() - free - 1).map(|at| *at + SPENT);
             return Err(NotNow { reason: Reason::Budget, until });
         }
         self.count(unit, touches, now, jitter);
@@ -209,7 +213,7 @@ impl Restraint {
                 list.pop_front();
             }
         };
-        leave(MINUTE, &mut self.spent);
+        leave(SPENT, &mut self.spent);
         let longest = self.limits.backoff_max.max(self.limits.cooldown).mul_f64(1.0 + JITTER).max(HOUR);
         for record in self.units.values_mut() {
             // The last one stays for the backoff, which may be longer than an hour.

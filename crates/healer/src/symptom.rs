@@ -69,6 +69,13 @@ impl Symptom {
     }
 }
 
+impl Symptom {
+    /// Whether it is a number that goes up while the same goes on.
+    pub(crate) const fn counts(&self) -> bool {
+        matches!(self, Self::ProbeFailing { .. } | Self::RestartLoop { .. })
+    }
+}
+
 impl fmt::Display for Symptom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

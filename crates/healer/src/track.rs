@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use lares_config::HealedUnit;
-use lares_units::port::{ActiveState, InvocationId, StateChange, UnitId};
 use lares_units::Exit;
+use lares_units::port::{ActiveState, InvocationId, StateChange, UnitId};
 
 use crate::facts::{Active, Facts, Load, Noticed, Probe};
 use crate::moment::Moment;
@@ -40,6 +40,8 @@ pub(crate) struct Tracked {
     quick: (u32, String),
     restarted: VecDeque<Moment>,
     killed: VecDeque<Moment>,
+    /// Whether it was looked at before.
+    seen: bool,
     /// The run that the last facts were of.
     run: String,
     /// The run that we stopped.
@@ -79,6 +81,7 @@ impl Tracked {
             quick: (0, String::new()),
             restarted: VecDeque::new(),
             killed: VecDeque::new(),
+            seen: false,
             run: String::new(),
             stopped: None,
             ended: None,
@@ -246,8 +249,12 @@ impl Tracked {
         facts.symptoms = seen;
         facts.symptoms.extend(new);
         let by_us = self.stopped.as_ref().is_some_and(|run| *run == facts.invocation);
-        if facts.symptoms.len() > 1 || by_us {
-            // Whatever failed is inactive, too.
+        if facts.symptoms.len() > 1 || by_us || facts.job_queued {
+            // Whatever failed is inactive, too, and so is what is about to be started.
+            facts.symptoms.retain(|s| *s != Symptom::InactiveUnexpectedly);
+        }
+        if !std::mem::replace(&mut self.seen, true) && facts.stopped_by_operator {
+            // Stopped before anybody watched: there is a wish to know of, and nothing to tell.
             facts.symptoms.retain(|s| *s != Symptom::InactiveUnexpectedly);
         }
         facts.noticed = self.noticed.take();

@@ -386,7 +386,10 @@ impl Ward {
             Some(false) => {
                 let attempt = case.incident.attempts + 1;
                 let again = Plan { attempt, remedy: plan.remedy.clone(), steps: plan.steps[step..].to_vec() };
-                (format!("{what}: `{action}` was not carried out; it is done as attempt {attempt}"), Event::Decided(again))
+                (
+                    format!("{what}: `{action}` was not carried out; it is done as attempt {attempt}"),
+                    Event::Decided(again),
+                )
             }
         };
         case.write(Event::Resumed { note, dropped: false });
@@ -631,8 +634,15 @@ impl Case {
     }
 
     fn take_down_what_is_new(&mut self) {
-        let new: Vec<Symptom> =
-            self.facts.symptoms.iter().filter(|s| !self.incident.symptoms.contains(s)).cloned().collect();
+        // One more of the same is no news.
+        let known = |symptom: &Symptom| {
+            self.incident
+                .symptoms
+                .iter()
+                .any(|s| s == symptom || s.counts() && std::mem::discriminant(s) == std::mem::discriminant(symptom))
+        };
+        let new: Vec<Symptom> = self.facts.symptoms.iter().filter(|s| !known(s)).cloned().collect();
+        let counted: Vec<Symptom> = self.facts.symptoms.iter().filter(|s| s.counts()).cloned().collect();
         if !new.is_empty() {
             if self.incident.seq < NOTES {
                 let heard_after_us = self.facts.noticed.and_then(|noticed| noticed.heard_after_us);
@@ -641,6 +651,7 @@ impl Case {
                 self.incident.sees(&new);
             }
         }
+        self.incident.sees(&counted);
         let known_as = self.facts.known_as();
         if !known_as.is_empty() && known_as != self.incident.known_as && self.incident.seq < NOTES {
             let last = || self.facts.said[self.facts.said.len().saturating_sub(LAST_LINES)..].to_vec();

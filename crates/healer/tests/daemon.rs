@@ -64,8 +64,7 @@ impl House {
         let directory = tempfile::tempdir().unwrap();
         let well = Arc::new(AtomicBool::new(true));
         let address = clinic(Arc::clone(&well)).await;
-        let settings =
-            Settings { units: lares_config::Units::default(), logs: directory.path().join("logs") };
+        let settings = Settings { units: lares_config::Units::default(), logs: directory.path().join("logs") };
         let spec = UnitSpec::new(UnitName::new("app").unwrap(), "sleep").args(["1000"]);
         let supervisor = Supervisor::launch(settings, vec![spec], CancellationToken::new()).await.unwrap();
         supervisor.wait_ready(PATIENCE).await.unwrap();
@@ -129,11 +128,7 @@ async fn a_unit_that_runs_and_does_not_answer_is_restarted_once_and_verified() {
     let before = house.pid().await;
     house.well.store(false, Ordering::Relaxed);
     let (_, timeline) = house.incident("verifies", |incident| incident.state == State::Verifying).await;
-    assert_eq!(
-        kinds(&timeline)[..5],
-        ["symptoms", "considered", "decided", "acting", "acted"],
-        "{timeline:#?}"
-    );
+    assert_eq!(kinds(&timeline)[..5], ["symptoms", "considered", "decided", "acting", "acted"], "{timeline:#?}");
     assert_ne!(house.pid().await, before);
     house.well.store(true, Ordering::Relaxed);
     let (incident, timeline) = house.incident("is healed", |i| i.outcome.as_deref() == Some("healed")).await;
@@ -201,7 +196,10 @@ async fn what_happens_while_postgresql_is_away_comes_there_later() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     cluster.restart().await;
     let (_, timeline) = house.incident("is healed", |i| i.outcome.as_deref() == Some("healed")).await;
-    assert_eq!(timeline.iter().map(|entry| entry.seq).collect::<Vec<_>>(), (1..).take(timeline.len()).collect::<Vec<_>>());
+    assert_eq!(
+        timeline.iter().map(|entry| entry.seq).collect::<Vec<_>>(),
+        (1..).take(timeline.len()).collect::<Vec<_>>()
+    );
     healer.end().await;
     house.supervisor.shutdown().await;
 }

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::facts::Probe;
 use crate::diagnose::diagnose;
+use crate::facts::Probe;
 use crate::facts::{Dependency, Disk, File, FileState, Holder, Lead, Lock, Match, Switch};
 use crate::symptom::Symptom;
 

@@ -7,6 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// Where systemd reads drop-ins that do not outlive the machine's run.
 pub(super) const RUNTIME: &str = "/run/systemd/system";
+/// The file that tells a unit its port.
+const OWN_PORT: &str = "50-lares-port.conf";
+
+/// Whether a unit is where the helper moved it to: nobody has taken that back since, and the machine was not restarted.
+pub(crate) fn is_moved(unit: &str) -> bool {
+    Path::new(RUNTIME).join(format!("{unit}.d")).join(OWN_PORT).exists()
+}
 
 /// One drop-in: one variable of one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +31,7 @@ pub(super) struct DropIn {
 impl DropIn {
     /// Tells a unit its own port.
     pub(super) fn of(unit: &str, variable: &str, port: u16) -> Self {
-        Self { unit: unit.into(), file: "50-lares-port.conf".into(), variable: variable.into(), port }
+        Self { unit: unit.into(), file: OWN_PORT.into(), variable: variable.into(), port }
     }
 
     /// Tells a unit the port of another one.

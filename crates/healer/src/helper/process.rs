@@ -102,7 +102,7 @@ mod tests {
         // Until it has become `sleep` it has the test's own environment.
         let look = || Process::look(pid).filter(|seen| seen.invocation.is_some());
         let seen = (0..500).find_map(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
             look()
         });
         let seen = seen.unwrap();
