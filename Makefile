@@ -69,6 +69,7 @@ systemd: ## Start the units that the modules render under real systemd, an older
 	@$(PARTS) tests/systemd/run --suite sid
 	@$(PARTS) tests/systemd/dry-run
 	@$(PARTS) tests/systemd/helper
+	@$(PARTS) tests/systemd/faults --with healer --quick
 
 bench: fixtures ## Measure against a baseline in the same run
 	@$(PARTS) scripts/bench
