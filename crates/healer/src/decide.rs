@@ -187,7 +187,7 @@ impl fmt::Display for Reason {
             Self::BelowThreshold => "too few probes failed so far",
             Self::ChildKilled => "a child was killed for memory and the unit is well",
             Self::Changing => "it is on its way up or down",
-            Self::LeftToManager => "left to systemd, which restarts it",
+            Self::LeftToManager => "left to its service manager, which restarts it",
             Self::Masked => "it is masked",
             Self::Paused => "it is paused",
             Self::ShuttingDown => "the machine goes down",

@@ -285,7 +285,7 @@ impl fmt::Display for Cause {
             Self::Healthy => write!(f, "nothing is wrong"),
             Self::Suspected => write!(f, "a probe failed, not often enough to call the unit sick"),
             Self::Changing => write!(f, "it is on its way up or down"),
-            Self::ManagerRestarts => write!(f, "systemd restarts it"),
+            Self::ManagerRestarts => write!(f, "its service manager restarts it"),
             Self::ChildKilled => write!(f, "a child process was killed for memory; the unit goes on"),
             Self::OutOfMemory { peak, limit, again } => {
                 let again = if *again { ", again" } else { "" };

@@ -217,6 +217,7 @@ impl Driver {
             }
             self.wishes(known.pauses, &known.stats);
             self.clusters.load(known.clusters);
+            known.bad.into_iter().for_each(|generation| self.ward.was_proposed(generation));
         }
         let now = clock::now();
         let stored: Vec<Stored> = timelines

@@ -120,6 +120,10 @@ pub struct Memory {
     pub limit: Option<u64>,
     /// Kills for memory within the last hour, the one at hand included.
     pub kills: u32,
+    /// Percent of the last ten seconds in which something on the machine waited for memory (`some avg10` of
+    /// `/proc/pressure/memory`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<u32>,
 }
 
 /// A unit that this one needs, directly or through others.
@@ -140,7 +144,7 @@ pub struct Dependency {
 }
 
 /// The last change of the system generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Switch {
     /// Number of the generation that came.
     pub generation: u64,
@@ -152,6 +156,9 @@ pub struct Switch {
     pub closure_changed: bool,
     /// Units whose closure changed in it and that failed since, this one included.
     pub failed_units: u32,
+    /// Files in the store that define the unit and are others now, as `old → new`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
 }
 
 /// A pattern that matched lines of the run at hand.

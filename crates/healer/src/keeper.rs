@@ -14,6 +14,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::book::{Book, KEPT};
+use crate::observe::PROFILE;
+use crate::remedy::Remedy;
+use crate::timeline::Event;
 
 /// How long the lease lasts when it is not renewed, and how often it is.
 const LEASE: Duration = Duration::from_secs(15);
@@ -50,6 +53,8 @@ pub(crate) struct Known {
     pub(crate) pauses: Vec<Pause>,
     /// What remedies are worth.
     pub(crate) stats: Vec<Stat>,
+    /// Generations of the system that going back from was proposed for.
+    pub(crate) bad: Vec<u64>,
     /// Unknown failures that go by the name of another one: fingerprint and that name.
     pub(crate) clusters: Vec<(String, String)>,
 }
@@ -178,10 +183,24 @@ impl Keeper {
             incidents: incidents.to_resume(&self.host, KEPT.unsigned_abs()).await?,
             pauses: incidents.pauses(&self.host).await?,
             stats: incidents.stats(&self.host).await?,
+            bad: self.bad_generations().await?,
             clusters: self.store.failures().clusters().await?,
         };
         self.tell(News::Known(Box::new(known))).await;
         Ok(())
+    }
+
+    /// Those that are still the systems they were: numbers are given again after old generations are deleted.
+    async fn bad_generations(&self) -> Result<Vec<u64>, IncidentError> {
+        let mut bad = Vec::new();
+        for (generation, system) in self.store.incidents().bad_generations(&self.host).await? {
+            if let Ok(generation) = u64::try_from(generation)
+                && system_of(generation).await.is_some_and(|now| now == system)
+            {
+                bad.push(generation);
+            }
+        }
+        Ok(bad)
     }
 
     async fn tell_wishes(&self) -> Result<(), IncidentError> {
@@ -226,6 +245,14 @@ impl Keeper {
     async fn bring(&self, lease: &Lease, line: crate::page::Line) -> Result<(), IncidentError> {
         let incidents = self.store.incidents();
         let Ok(rows) = line.rows() else { return Ok(()) };
+        for entry in &line.entries {
+            if let Event::Asked { remedy: Remedy::Rollback { from, .. } } = &entry.event
+                && let Some(system) = system_of(*from).await
+                && let Ok(generation) = i64::try_from(*from)
+            {
+                incidents.mark_bad(&self.host, generation, &system, line.incident.id).await?;
+            }
+        }
         match incidents.append(lease, &line.incident, &rows).await {
             Err(IncidentError::Gap { id, .. }) => {
                 // PostgreSQL was put back to an earlier state: it gets the whole incident again.
@@ -249,6 +276,12 @@ impl Keeper {
             other => other,
         }
     }
+}
+
+/// Store path of a generation's system.
+async fn system_of(generation: u64) -> Option<String> {
+    let link = format!("{PROFILE}-{generation}-link");
+    tokio::fs::canonicalize(link).await.ok()?.into_os_string().into_string().ok()
 }
 
 /// Several announcements that come together are one.

@@ -181,6 +181,7 @@ impl<'a> Observer<'a> {
         facts.rebuilding = rebuilding || around.rebuilding;
         facts.file = around.file;
         facts.disk = around.disk;
+        facts.memory.pressure = around.pressure;
         facts.free_port = around.free_port;
         if let Some(port) = facts.matched.as_ref().and_then(|matched| matched.port) {
             facts.port_holder = self.holder(port, &found.unit, around.listener, &mut unknown).await;
@@ -498,6 +499,7 @@ impl<'a> Observer<'a> {
             began_with_it: generations.began(began),
             closure_changed,
             failed_units: 0,
+            changes: Vec::new(),
         };
         if !(switch.began_with_it && closure_changed) {
             return Ok(switch);
@@ -512,10 +514,13 @@ impl<'a> Observer<'a> {
             .take(COMPARED)
             .collect();
         let compared = names.clone();
+        let own = found.unit.clone();
         let changed = tokio::task::spawn_blocking(move || {
-            compared.iter().map(|unit| generations.changed(unit.as_str())).collect::<Vec<bool>>()
+            let others: Vec<bool> = compared.iter().map(|unit| generations.changed(unit.as_str())).collect();
+            (others, generations.changes(own.as_str()))
         });
-        let changed = timeout(AROUND, changed).await.ok().and_then(Result::ok).unwrap_or_default();
+        let (changed, changes) = timeout(AROUND, changed).await.ok().and_then(Result::ok).unwrap_or_default();
+        switch.changes = changes;
         let mut changed = changed.into_iter();
         names.retain(|_| changed.next().unwrap_or(false));
         let wrong = !facts.symptoms.is_empty() || matches!(facts.probe, Probe::Red { .. });
@@ -621,6 +626,7 @@ fn of_manager(found: &port::Facts) -> Facts {
             limit: found.memory.max,
             kills: u32::from(result == "oom-kill")
                 .max(found.oom_kills.map_or(0, |kills| u32::try_from(kills).unwrap_or(u32::MAX))),
+            pressure: None,
         },
         result,
         ..Facts::default()

@@ -79,6 +79,8 @@ struct Record {
     /// Times the circuit opened in a row, and until when it is open.
     opened: u32,
     open_until: Option<Moment>,
+    /// A person wants the next remedy now.
+    excused: bool,
 }
 
 /// What was done lately, and what is under way.
@@ -129,6 +131,7 @@ impl Restraint {
         for touched in touches {
             let record = self.units.entry(touched.clone()).or_default();
             record.touched.push_back(at);
+            record.excused = false;
             record.jitter = jitter.clamp(0.0, 1.0);
             self.spent.push_back(at);
             self.busy.insert(touched.clone(), unit.to_owned());
@@ -177,15 +180,23 @@ impl Restraint {
         self.units.get(unit).and_then(|record| record.open_until).is_some_and(|until| until <= now)
     }
 
-    /// A person wants it tried now.
+    /// What was tried in vain says nothing any more.
     pub fn close(&mut self, unit: &str) {
         if let Some(record) = self.units.get_mut(unit) {
             (record.failures, record.opened, record.open_until) = (0, 0, None);
         }
     }
 
+    /// A person wants it tried now: the next remedy for the unit waits for nothing of its own.
+    pub fn excuse(&mut self, unit: &str) {
+        self.close(unit);
+        if let Some(record) = self.units.get_mut(unit) {
+            record.excused = true;
+        }
+    }
+
     fn refusal(&self, unit: &str, now: Moment) -> Option<NotNow> {
-        let record = self.units.get(unit)?;
+        let record = self.units.get(unit).filter(|record| !record.excused)?;
         let not_yet = |reason, until: Option<Moment>| {
             until.filter(|until| *until > now).map(|until| NotNow { reason, until: Some(until) })
         };
@@ -284,6 +295,17 @@ mod tests {
         assert_eq!(touch(&mut restraint, "a", due + secs(600)), not_now(Reason::CircuitOpen, due + secs(1200)));
         restraint.close("a");
         assert_eq!(touch(&mut restraint, "a", due + secs(600)), Ok(()));
+    }
+
+    #[test]
+    fn who_asks_for_it_waits_for_nothing_once() {
+        let mut restraint = Restraint::new(Limits::default());
+        touch(&mut restraint, "a", T0).unwrap();
+        restraint.end("a", Some(false), T0);
+        restraint.excuse("a");
+        touch(&mut restraint, "a", T0 + secs(1)).unwrap();
+        restraint.end("a", Some(false), T0 + secs(1));
+        assert_eq!(touch(&mut restraint, "a", T0 + secs(2)), not_now(Reason::Backoff, T0 + secs(61)));
     }
 
     #[test]

@@ -34,6 +34,8 @@ use crate::timeline::{Entry, Event, Outcome, Plan};
 const SOON: Duration = Duration::from_secs(1);
 /// How long to wait for something that will be heard of, in case it is not.
 const BACKSTOP: Duration = Duration::from_secs(30);
+/// From this share of the time on, in percent, a machine is short of memory.
+const PRESSED: u32 = 10;
 /// How long an incident over what a unit needs waits for that unit's own: the news of both come at about the same time.
 const TOGETHER: Duration = Duration::from_millis(300);
 /// From so many entries on, what is only thought about an incident is not written down any more, or a unit that
@@ -173,6 +175,11 @@ impl Ward {
         Some(Outlook::of(Observed { facts, unknown: seen.unknown }, policy, &history))
     }
 
+    /// Going back from this generation was proposed before.
+    pub fn was_proposed(&mut self, generation: u64) {
+        self.proposed.insert(generation);
+    }
+
     /// What remedies are worth.
     pub fn lessons(&mut self) -> &mut Lessons {
         &mut self.lessons
@@ -254,7 +261,7 @@ impl Ward {
         if matches!(case.incident.phase, Phase::Open | Phase::Held { .. } | Phase::Asking { .. }) {
             case.write(Event::Answered { approved, by: by.to_owned() });
             if approved {
-                self.restraint.close(&unit);
+                self.restraint.excuse(&unit);
             }
             case.look_now();
         }
@@ -716,6 +723,20 @@ impl Case {
         }
         if let Some(advice) = cause.and_then(|cause| cause.advice(&self.incident.unit)) {
             text.push_str(&format!(". {advice}"));
+        }
+        match &self.incident.phase {
+            Phase::Asking { .. } => {
+                for change in self.facts.switch.iter().flat_map(|switch| &switch.changes) {
+                    text.push_str(&format!(". changed: {change}"));
+                }
+            }
+            _ => {
+                if let Some(percent) = self.facts.memory.pressure.filter(|percent| *percent >= PRESSED) {
+                    text.push_str(&format!(
+                        ". The machine is short of memory: something waited for it {percent} % of the time"
+                    ));
+                }
+            }
         }
         self.write(Event::HandedOver { text });
     }

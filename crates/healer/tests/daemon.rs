@@ -87,9 +87,13 @@ impl House {
     }
 
     async fn heal(&self) -> Running {
+        self.heal_with(Arc::clone(&self.config)).await
+    }
+
+    async fn heal_with(&self, config: Arc<Config>) -> Running {
         let manager = Arc::new(Children::new(self.supervisor.clone()));
         let store = Store::open(&self.config.store, self.directory.path()).await.unwrap();
-        let healer = Healer::open(Arc::clone(&self.config), store, manager).await.unwrap();
+        let healer = Healer::open(config, store, manager).await.unwrap();
         let stop = CancellationToken::new();
         let (stopped, alive) = (stop.clone(), healer.alive());
         let healer = tokio::spawn(async move { healer.run(stopped).await.unwrap() });
@@ -138,6 +142,29 @@ async fn a_unit_that_runs_and_does_not_answer_is_restarted_once_and_verified() {
     let worth = house.database.store().await.incidents().stats(&host()).await.unwrap();
     assert!(worth.iter().any(|stat| (stat.remedy.as_str(), stat.helped) == ("restart", 1)), "{worth:?}");
     healer.end().await;
+    house.supervisor.shutdown().await;
+}
+
+#[tokio::test]
+async fn of_two_healers_one_acts_and_the_other_takes_over_when_it_ends() {
+    let house = House::new().await;
+    let first = house.heal().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let second = Config { state_dir: elsewhere.path().to_owned(), ..(*house.config).clone() };
+    let second = house.heal_with(Arc::new(second)).await;
+    house.well.store(false, Ordering::Relaxed);
+    let (incident, _) = house.incident("verifies", |incident| incident.state == State::Verifying).await;
+    house.well.store(true, Ordering::Relaxed);
+    let id = incident.id;
+    let (_, timeline) = house.incident("is healed", |i| i.id == id && i.outcome.as_deref() == Some("healed")).await;
+    assert_eq!(timeline.iter().filter(|entry| entry.kind == "acting").count(), 1, "{timeline:#?}");
+    first.end().await;
+    // The cooldown of the first one counts for the second.
+    house.well.store(false, Ordering::Relaxed);
+    let held = |i: &Incident| i.id != id && i.state == State::Held;
+    let (_, timeline) = house.incident("is held", held).await;
+    assert!(timeline.iter().any(|entry| entry.message.contains("the last remedy was not long ago")), "{timeline:#?}");
+    second.end().await;
     house.supervisor.shutdown().await;
 }
 

@@ -17,7 +17,7 @@ use crate::cli::{self, Global, exit};
 use crate::control::{Client, Overview};
 use crate::daemon::Daemon;
 use crate::output::{self, Output, seconds};
-use crate::{configuration, serve, stack, status, task};
+use crate::{configuration, incident, serve, stack, status, task};
 
 /// The repository with the failing tests.
 const FILES: [(&str, &str); 3] = [
@@ -239,6 +239,9 @@ impl Demonstration<'_> {
         );
         let answer = chat(config).await?;
         println!("asked through the coordinator, it answers: {:?}", answer.trim());
+        if let Some(story) = incident::story(&Daemon::healer(config)?, &name).await? {
+            println!("the healer wrote down (`lares incident list`):\n{story}");
+        }
         Ok(())
     }
 }

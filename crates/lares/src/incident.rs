@@ -115,6 +115,16 @@ pub async fn last_entry(healer: &Daemon, unit: &str) -> Result<Option<(Uuid, i32
     Ok(detail.timeline.last().map(|entry| (incident.id, entry.seq)))
 }
 
+/// What is written of the newest incident of a unit.
+pub async fn story(healer: &Daemon, unit: &str) -> Result<Option<String>> {
+    let query = [("unit", unit), ("limit", "1")];
+    let list: IncidentList = healer.get(&path(&["api", "v1", "incidents"], &query)).await?;
+    let Some(incident) = list.incidents.first() else { return Ok(None) };
+    let detail: IncidentDetail = healer.get(&incident_path(incident.id, &[])).await?;
+    let lines: Vec<String> = detail.timeline.iter().map(line).collect();
+    Ok(Some(lines.join("\n")))
+}
+
 /// Why following an incident ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Followed {

@@ -104,8 +104,28 @@ fn every_unit_comes_back(stack: &mut Stack) {
         }
         stack.wait_ready(Duration::from_secs(60));
     }
+    what_happened_is_told(stack);
     let restarted = stack.json(&["unit", "restart", "coordinator"]);
     assert_eq!(restarted["state"], "active");
+}
+
+/// The healer has an incident for each, PostgreSQL's own included, and left the restarting to the supervisor.
+fn what_happened_is_told(stack: &Stack) {
+    let began = Instant::now();
+    for name in ["llama@coder", "coordinator", "ralph", "postgres"] {
+        let incident = loop {
+            let found = stack.json(&["incident", "list", "--unit", name]);
+            if let Some(incident) = found["incidents"].get(0) {
+                break incident.clone();
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "nothing is told of {name}: {found}");
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        let detail = stack.json(&["incident", "show", incident["id"].as_str().unwrap()]);
+        let timeline = detail["timeline"].as_array().unwrap();
+        assert!(timeline[0]["message"].as_str().unwrap().contains("killed by signal 9"), "{detail}");
+        assert!(timeline.iter().all(|entry| entry["kind"] != "acting"), "{detail}");
+    }
 }
 
 /// What a person gets wrong: one clear error each, and the stack goes on.

@@ -688,13 +688,12 @@ impl Incidents<'_> {
         Ok(())
     }
 
-    /// The incident a system is remembered for as bad, if it is.
-    pub async fn is_bad(&self, host: &str, system: &str) -> Result<Option<Uuid>> {
+    /// The generations of a host that are remembered as bad, each with the store path of its system.
+    pub async fn bad_generations(&self, host: &str) -> Result<Vec<(i64, String)>> {
         let client = self.store.client().await?;
-        let row = client
-            .query_opt("SELECT incident FROM generations_bad WHERE host = $1 AND system = $2", &[&host, &system])
-            .await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?)
+        let query = "SELECT generation, system FROM generations_bad WHERE host = $1 ORDER BY generation";
+        let rows = client.query(query, &[&host]).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
     }
 }
 

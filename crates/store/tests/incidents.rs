@@ -272,7 +272,6 @@ async fn a_bad_generation_is_remembered_by_its_system() {
     for _ in 0..2 {
         incidents.mark_bad("here", 8, "/nix/store/a-system", id).await.unwrap();
     }
-    assert_eq!(incidents.is_bad("here", "/nix/store/a-system").await.unwrap(), Some(id));
-    assert_eq!(incidents.is_bad("here", "/nix/store/b-system").await.unwrap(), None);
-    assert_eq!(incidents.is_bad("there", "/nix/store/a-system").await.unwrap(), None);
+    assert_eq!(incidents.bad_generations("here").await.unwrap(), [(8, "/nix/store/a-system".to_owned())]);
+    assert_eq!(incidents.bad_generations("there").await.unwrap(), []);
 }

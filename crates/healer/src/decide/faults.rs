@@ -45,7 +45,7 @@ fn silent(times: u32) -> Facts {
 
 fn oom(kills: u32) -> Facts {
     let mut facts = failed(Symptom::OomKill { main: true });
-    facts.memory = crate::facts::Memory { peak: Some(100 * MIB), limit: Some(100 * MIB), kills };
+    facts.memory = crate::facts::Memory { peak: Some(100 * MIB), limit: Some(100 * MIB), kills, pressure: None };
     facts
 }
 
@@ -87,7 +87,8 @@ fn disk(full: bool) -> Facts {
 }
 
 fn after_switch(facts: Facts, closure_changed: bool, failed_units: u32) -> Facts {
-    let switch = Switch { generation: 8, previous: 7, began_with_it: true, closure_changed, failed_units };
+    let switch =
+        Switch { generation: 8, previous: 7, began_with_it: true, closure_changed, failed_units, ..Switch::default() };
     Facts { switch: Some(switch), ..facts }
 }
 

@@ -98,9 +98,10 @@ impl Driver {
         match news {
             News::Known(known) => {
                 // Incidents of the store are taken up at the start only; what is open now is in the book.
-                let Known { pauses, stats, clusters, .. } = *known;
+                let Known { pauses, stats, clusters, bad, .. } = *known;
                 self.wishes(pauses, &stats);
                 self.clusters.load(clusters);
+                bad.into_iter().for_each(|generation| self.ward.was_proposed(generation));
             }
             News::Wishes { pauses, stats } => self.wishes(pauses, &stats),
         }

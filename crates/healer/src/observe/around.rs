@@ -13,6 +13,9 @@ const SWITCHING: &str = "/run/nixos/switch-to-configuration.lock";
 /// Where programs write.
 const WRITTEN: [&str; 2] = ["/var", "/"];
 
+/// How often something had to wait for memory.
+const PRESSURE: &str = "/proc/pressure/memory";
+
 /// What to look at.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Look {
@@ -54,6 +57,8 @@ pub(super) struct Around {
     pub(super) disk: Option<Disk>,
     pub(super) lock: Option<LockHolder>,
     pub(super) rebuilding: bool,
+    /// Percent of the last ten seconds in which something waited for memory.
+    pub(super) pressure: Option<u32>,
     /// The generations, and whether the unit differs in them.
     pub(super) generations: Option<(Generations, bool)>,
     pub(super) unknown: Vec<String>,
@@ -90,6 +95,8 @@ pub(super) fn look(look: Look) -> Around {
         Ok(locked) => around.rebuilding = locked,
         Err(error) => around.unknown.push(format!("whether the system is being switched: {error}")),
     }
+    // A kernel without it says nothing.
+    around.pressure = std::fs::read_to_string(PRESSURE).ok().and_then(|text| pressure(&text));
     around.generations = profile.and_then(|profile| Generations::of(&profile)).map(|found| {
         let changed = found.changed(&unit);
         (found, changed)
@@ -97,7 +104,27 @@ pub(super) fn look(look: Look) -> Around {
     around
 }
 
+/// The share of the last ten seconds, in percent: `some avg10=1.23 avg60=…`.
+fn pressure(text: &str) -> Option<u32> {
+    let (_, rest) = text.strip_prefix("some ")?.split_once("avg10=")?;
+    rest.split(['.', ' ']).next()?.parse().ok()
+}
+
 /// Somebody who listens and whom nobody here may look at.
 pub(super) fn stranger() -> Holder {
     Holder { pid: 0, started: 0, command: "of another user".to_owned(), owner: Owner::Nobody }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_a_whole_number_of_percent() {
+        let text =
+            "some avg10=12.98 avg60=1.00 avg300=0.10 total=123\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(pressure(text), Some(12));
+        assert_eq!(pressure(""), None);
+        assert_eq!(pressure("some avg10=x"), None);
+    }
 }

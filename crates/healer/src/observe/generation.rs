@@ -55,8 +55,26 @@ impl Generations {
     /// Whether a unit is another one than in the generation before, in any of its files. They lie in the store below the
     /// hash of all that they lead to.
     pub(super) fn changed(&self, unit: &str) -> bool {
-        let [before, now] = self.roots.each_ref().map(|root| definition(&root.join(UNITS), unit));
+        let [before, now] = self.definitions(unit);
         before != now
+    }
+
+    /// The files that define a unit and are others in the present generation, as `old → new`; what was not there before, or
+    /// is gone, is `nothing`.
+    pub(super) fn changes(&self, unit: &str) -> Vec<String> {
+        let [before, now] = self.definitions(unit);
+        let (mut gone, mut new) = (before.difference(&now), now.difference(&before));
+        let shown =
+            |path: Option<&PathBuf>| path.map_or_else(|| "nothing".to_owned(), |path| path.display().to_string());
+        std::iter::from_fn(|| match (gone.next(), new.next()) {
+            (None, None) => None,
+            (old, new) => Some(format!("{} → {}", shown(old), shown(new))),
+        })
+        .collect()
+    }
+
+    fn definitions(&self, unit: &str) -> [BTreeSet<PathBuf>; 2] {
+        self.roots.each_ref().map(|root| definition(&root.join(UNITS), unit))
     }
 }
 

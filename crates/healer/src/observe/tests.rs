@@ -397,13 +397,15 @@ async fn a_switch_counts_the_units_that_it_broke() {
     }
     let mut settings = settings(&[(APP, plain()), (DB, plain()), ("web.service", plain())]);
     settings.profile = at("system");
-    let switch = Switch { generation: 8, previous: 7, began_with_it: true, closure_changed: true, failed_units: 2 };
+    let changes = vec![format!("{} → {}", at("app-1").display(), at("app-2").display())];
+    let switch =
+        Switch { generation: 8, previous: 7, began_with_it: true, closure_changed: true, failed_units: 2, changes };
     assert_eq!(facts(&manager, &settings).await.switch, Some(switch.clone()));
     // One of them was broken before.
     manager.failed(DB, RUN, &json!({"times": {"inactive_enter": stamp(3600)}}));
     assert_eq!(facts(&manager, &settings).await.switch, Some(Switch { failed_units: 1, ..switch.clone() }));
     manager.failed(APP, RUN, &json!({"times": {"inactive_enter": stamp(3600)}}));
-    let before = Switch { began_with_it: false, failed_units: 0, ..switch };
+    let before = Switch { began_with_it: false, failed_units: 0, changes: Vec::new(), ..switch };
     assert_eq!(facts(&manager, &settings).await.switch, Some(before));
 }
 

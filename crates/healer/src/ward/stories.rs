@@ -365,8 +365,14 @@ fn fault_25_fifty_units_of_a_bad_generation_are_one_question() {
     let units: Vec<(&str, &[&str])> = names.iter().map(|name| (name.as_str(), &[][..])).collect();
     let mut world = World::new(&units, Limits::default());
     for name in &names {
-        world.unit(name).switch =
-            Some(Switch { generation: 8, previous: 7, began_with_it: true, closure_changed: true, failed_units: 50 });
+        world.unit(name).switch = Some(Switch {
+            generation: 8,
+            previous: 7,
+            began_with_it: true,
+            closure_changed: true,
+            failed_units: 50,
+            ..Switch::default()
+        });
         world.dies(name);
     }
     world.settle();
@@ -453,8 +459,14 @@ fn a_wish_is_recorded_once_and_honoured_in_the_middle_of_a_remedy() {
 #[test]
 fn while_a_person_is_asked_a_unit_that_comes_back_closes_the_question() {
     let mut world = World::new(&[("app", &[])], Limits::default());
-    world.unit("app").switch =
-        Some(Switch { generation: 8, previous: 7, began_with_it: true, closure_changed: true, failed_units: 2 });
+    world.unit("app").switch = Some(Switch {
+        generation: 8,
+        previous: 7,
+        began_with_it: true,
+        closure_changed: true,
+        failed_units: 2,
+        ..Switch::default()
+    });
     world.dies("app");
     let id = *world.timelines.keys().next().unwrap();
     let effects = world.ward.answered(id, false, "ops", &world.now);
