@@ -138,6 +138,9 @@ pub(crate) struct Driver {
     /// Looks that failed and when they are tried again.
     later: BTreeSet<(Instant, String)>,
     effects: Vec<Effect>,
+    /// Lines that could not be written, and when that is tried again.
+    unwritten: Vec<Line>,
+    write_again: Option<Instant>,
     board_due: Option<Instant>,
     hearing: bool,
 }
@@ -181,6 +184,8 @@ impl Driver {
             due: BTreeSet::new(),
             later: BTreeSet::new(),
             effects: Vec::new(),
+            unwritten: Vec::new(),
+            write_again: None,
             board_due: None,
             hearing: true,
         }
@@ -324,6 +329,8 @@ impl Driver {
             self.carry_out().await;
             self.show(now);
         }
+        // A last try; why it fails was told.
+        let _ = self.write(Vec::new()).await;
         Ok((self.parts.orders, self.parts.news))
     }
 
@@ -341,6 +348,7 @@ impl Driver {
             self.due.first().filter(|_| self.probes < PROBES).map(|(at, _)| *at),
             self.later.first().map(|(at, _)| *at),
             self.board_due,
+            self.write_again,
             self.ward.next_tick().map(|at| Instant::now() + at.since(clock::now().moment)),
         ];
         times.into_iter().flatten().min().map_or(backstop, |first| first.min(backstop))

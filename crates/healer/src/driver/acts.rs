@@ -3,22 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::timeline::{Entry, Event as Happening};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Driver, Input, LOOK_LIMIT};
 use crate::api::{PausedUntil, WatchedUnit};
-use crate::book::BookError;
 use crate::clock;
 use crate::desk::Board;
 use crate::page::{Line, Page};
 use crate::remedy::Step;
+use crate::timeline::{Entry, Event as Happening};
 use crate::ward::Effect;
 
 /// How often the board is made anew at most.
 const BOARD: Duration = Duration::from_millis(100);
+/// Lines kept while the disk takes none.
+const UNWRITTEN: usize = 10_000;
+/// Pause before they are written again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Driver {
     pub(super) fn take(&mut self, effects: Vec<Effect>) {
@@ -27,7 +30,7 @@ impl Driver {
 
     /// Writes entries down, and then does what they say.
     pub(super) async fn carry_out(&mut self) {
-        while !self.effects.is_empty() {
+        while self.is_due() {
             let effects = std::mem::take(&mut self.effects);
             let lines = self.lines(&effects);
             let written = self.write(lines).await;
@@ -81,20 +84,33 @@ impl Driver {
         lines
     }
 
-    pub(super) async fn write(&self, lines: Vec<Line>) -> Result<(), String> {
+    /// Writes lines, and before them those that could not be written the last time.
+    pub(super) async fn write(&mut self, new: Vec<Line>) -> Result<(), String> {
+        let mut lines = std::mem::take(&mut self.unwritten);
+        lines.extend(new);
+        self.write_again = None;
         if lines.is_empty() {
             return Ok(());
         }
         let book = Arc::clone(&self.parts.book);
-        let written = spawn_blocking(move || book.write(&lines)).await;
-        let outcome: Result<(), BookError> = match written {
-            Ok(outcome) => outcome,
-            Err(error) => return Err(error.to_string()),
-        };
+        let written = spawn_blocking(move || {
+            let outcome = book.write(&lines);
+            (lines, outcome)
+        });
+        let (mut lines, outcome) = written.await.map_err(|error| error.to_string())?;
         outcome.map_err(|error| {
-            tracing::error!(%error, "nothing is done that cannot be written down");
+            let lost = lines.len().saturating_sub(UNWRITTEN);
+            tracing::error!(%error, waiting = lines.len() - lost, lost, "nothing is done that cannot be written down");
+            lines.drain(..lost);
+            self.unwritten = lines;
+            self.write_again = Some(Instant::now() + WRITE_AGAIN);
             error.to_string()
         })
+    }
+
+    /// Whether there is something to write or to do now.
+    fn is_due(&self) -> bool {
+        !self.effects.is_empty() || self.write_again.is_some_and(|at| at <= Instant::now())
     }
 
     pub(super) fn begin(&mut self, incident: Uuid, attempt: u32, step: usize, action: Step) {
