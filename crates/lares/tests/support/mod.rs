@@ -74,8 +74,9 @@ impl Stack {
     /// What every stack of the tests has: no fixed ports, the given `llama-server`.
     pub fn base(server: &Path) -> String {
         format!(
-            "[llama]\nserver = \"{}\"\n[coordinator]\nlisten = \"127.0.0.1:0\"\n[ralph]\nlisten = \"127.0.0.1:0\"\n\
-             [healer]\nlisten = \"127.0.0.1:0\"\n",
+            // Tests add keys of ralph's behind it.
+            "[llama]\nserver = \"{}\"\n[coordinator]\nlisten = \"127.0.0.1:0\"\n[healer]\nlisten = \"127.0.0.1:0\"\n\
+             [ralph]\nlisten = \"127.0.0.1:0\"\n",
             server.display()
         )
     }
