@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lares_config::{Config, HealedUnit};
-use lares_gate::{Gate, GateError, Metrics, Role, Surface, SurfaceError};
+use lares_gate::{Gate, Metrics, Role, Surface, SurfaceError};
 use lares_store::Store;
 use lares_units::port::{Manager, ManagerError};
 use tokio::sync::{Notify, mpsc, watch};
@@ -37,7 +37,7 @@ use crate::wishes::PausesFile;
 
 /// News that may wait for the loop.
 const NEWS: usize = 16;
-/// Pause before the keys are read again when PostgreSQL went away meanwhile.
+/// Pause before the keys are read again when there was none, or PostgreSQL went away meanwhile.
 const KEYS_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for what runs beside the loop when it ends.
 const FAREWELL: Duration = Duration::from_secs(4);
@@ -60,9 +60,6 @@ pub enum ServeError {
     /// The service manager cannot be asked.
     #[error(transparent)]
     Manager(#[from] ManagerError),
-    /// Nobody could use the surface.
-    #[error(transparent)]
-    Gate(#[from] GateError),
     /// The address cannot be used.
     #[error(transparent)]
     Surface(#[from] SurfaceError),
@@ -283,13 +280,18 @@ async fn serve(
     counted: &HealerMetrics,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
+    // Nobody is let in before there is a key; units are healed meanwhile.
+    let mut told = false;
     let gate = loop {
         match Gate::open(desk.store.clone(), &config.gate, shutdown.clone()).await {
             Ok(gate) => break gate,
-            Err(error @ GateError::NoKeys) => return Err(error.into()),
-            Err(error) => tracing::warn!(%error, "nobody is let in yet; trying again"),
+            Err(error) if told => tracing::debug!(%error, "nobody is let in yet"),
+            Err(error) => tracing::warn!(%error, "nobody is let in yet; trying again until somebody can be"),
         }
-        tokio::time::sleep(KEYS_AGAIN).await;
+        told = true;
+        if shutdown.run_until_cancelled(tokio::time::sleep(KEYS_AGAIN)).await.is_none() {
+            return Ok(());
+        }
     };
     let metrics = Metrics::new();
     counted.register(&metrics, desk.board.clone());
