@@ -288,6 +288,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_full_disk_refused_is_written_when_there_is_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (book, _) = Book::open(dir.path()).unwrap();
+        book.write(&[note(1, 1, "before")]).unwrap();
+        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut book.lock().file, full);
+        assert!(matches!(book.write(&[note(1, 2, "refused")]), Err(BookError::Io { .. })));
+        assert_eq!(book.unshipped(), 1);
+        book.lock().file = file;
+        book.write(&[note(1, 2, "refused")]).unwrap();
+        drop(book);
+        let (_, lines) = Book::open(dir.path()).unwrap();
+        let seqs: Vec<u32> = lines.iter().flat_map(|line| &line.entries).map(|entry| entry.seq).collect();
+        assert_eq!(seqs, [1, 2]);
+    }
+
+    #[test]
     fn only_one_healer_has_the_book() {
         let dir = tempfile::tempdir().unwrap();
         let first = Book::open(dir.path()).unwrap();
