@@ -5,6 +5,7 @@
 pub mod duration;
 mod error;
 mod load;
+pub mod ports;
 mod schema;
 mod show;
 pub mod size;

@@ -3,6 +3,7 @@
 //! Field docs become the descriptions of the JSON Schema, so they say what a person who tunes the key needs to know.
 
 mod healer;
+mod tools;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +17,10 @@ use crate::duration;
 use crate::size::ByteSize;
 
 pub use healer::{HealedUnit, Healer, HealthProbe};
+pub use tools::{
+    Embedding, GatewayMode, McpEra, ToolAction, ToolDiscovery, ToolGateway, ToolRule, ToolSearch, ToolServer, Tools,
+    Toolset,
+};
 
 /// The whole configuration of every daemon and of the command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +48,8 @@ pub struct Config {
     pub ralph: Ralph,
     /// What keeps units running.
     pub healer: Healer,
+    /// The registry of tools and the door to them.
+    pub tools: Tools,
 }
 
 impl Default for Config {
@@ -59,6 +66,7 @@ impl Default for Config {
             agents: Agents::default(),
             ralph: Ralph::default(),
             healer: Healer::default(),
+            tools: Tools::default(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What the types cannot say: values that are out of range or do not work together.
 
+mod tools;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -46,6 +48,7 @@ pub(crate) fn validate(config: &Config) -> Vec<Problem> {
         found.add("ralph.max_iterations", "must be at least 1");
     }
     found.healer(&config.healer);
+    found.tools(&config.tools);
     for (key, value, least) in [
         ("healer.cooldown", config.healer.cooldown, Duration::from_secs(1)),
         ("healer.backoff_max", config.healer.backoff_max, config.healer.cooldown),
@@ -53,6 +56,12 @@ pub(crate) fn validate(config: &Config) -> Vec<Problem> {
         ("healer.verify_hold", config.healer.verify_hold, Duration::from_millis(100)),
         ("healer.verify_timeout", config.healer.verify_timeout, config.healer.verify_hold),
         ("healer.patience", config.healer.patience, Duration::from_secs(1)),
+        ("tools.start_timeout", config.tools.start_timeout, Duration::from_millis(100)),
+        ("tools.list_timeout", config.tools.list_timeout, Duration::from_millis(100)),
+        ("tools.call_timeout", config.tools.call_timeout, Duration::from_millis(100)),
+        ("tools.circuit_open", config.tools.circuit_open, Duration::from_millis(100)),
+        ("tools.discovery.interval", config.tools.discovery.interval, Duration::from_secs(1)),
+        ("tools.gateway.session_idle", config.tools.gateway.session_idle, Duration::from_secs(1)),
         ("ralph.lease", ralph.lease, Duration::from_secs(3)),
         ("ralph.timeout", ralph.timeout, Duration::from_secs(1)),
         ("ralph.iteration_timeout", ralph.iteration_timeout, Duration::from_secs(1)),
@@ -261,6 +270,7 @@ impl Findings {
         claim(self, "coordinator.listen".to_owned(), config.coordinator.listen.port());
         claim(self, "ralph.listen".to_owned(), config.ralph.listen.port());
         claim(self, "healer.listen".to_owned(), config.healer.listen.port());
+        claim(self, "tools.listen".to_owned(), config.tools.listen.port());
         for (name, model) in &config.models {
             claim(self, format!("models.{name}.port"), model.port);
         }
@@ -268,6 +278,7 @@ impl Findings {
             ("coordinator.listen", config.coordinator.listen),
             ("ralph.listen", config.ralph.listen),
             ("healer.listen", config.healer.listen),
+            ("tools.listen", config.tools.listen),
         ] {
             self.loopback(key, address);
         }
