@@ -18,6 +18,7 @@ pub mod notify;
 pub mod tasks;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tools;
 pub mod vectors;
 
 use std::path::Path;
@@ -103,6 +104,11 @@ impl Store {
     /// Failures that no pattern knows.
     pub fn failures(&self) -> failures::Failures<'_> {
         failures::Failures { store: self }
+    }
+
+    /// Tool servers and their tools.
+    pub fn tools(&self) -> tools::Tools<'_> {
+        tools::Tools { store: self }
     }
 
     /// Telemetry.

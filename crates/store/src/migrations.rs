@@ -17,6 +17,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, name: "tasks", sql: include_str!("../migrations/0002_tasks.sql") },
     Migration { version: 3, name: "incidents", sql: include_str!("../migrations/0003_incidents.sql") },
     Migration { version: 4, name: "failures", sql: include_str!("../migrations/0004_failures.sql") },
+    Migration { version: 5, name: "tools", sql: include_str!("../migrations/0005_tools.sql") },
 ];
 
 /// Key of the advisory lock that daemons starting together queue on: "lares" in ASCII.
