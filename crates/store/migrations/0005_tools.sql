@@ -25,6 +25,8 @@ CREATE TABLE tools (
     state         text NOT NULL CHECK (state IN ('approved', 'quarantined', 'blocked')),
     -- Why it is in that state.
     reason        text NOT NULL,
+    -- Name of the key of who put it aside; unset: nobody did, the rules hold it if it is held.
+    held_by       text,
     -- SHA-256 of the definition its server gives now, and of the one that was approved last.
     hash          text NOT NULL,
     approved_hash text,

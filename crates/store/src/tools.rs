@@ -137,6 +137,8 @@ pub struct ToolRecord {
     pub state: String,
     /// Why it is in that state.
     pub reason: String,
+    /// Name of the key of who put it aside.
+    pub held_by: Option<String>,
     /// Hash of the present definition.
     pub hash: String,
     /// Hash of the definition that was approved last.
@@ -166,6 +168,7 @@ impl ToolRecord {
             server: row.try_get("server")?,
             state: row.try_get("state")?,
             reason: row.try_get("reason")?,
+            held_by: row.try_get("held_by")?,
             hash: row.try_get("hash")?,
             approved_hash: row.try_get("approved_hash")?,
             findings: row.try_get("findings")?,
@@ -194,6 +197,8 @@ pub struct ToolWrite {
     pub state: String,
     /// Why.
     pub reason: String,
+    /// Name of the key of who put it aside.
+    pub held_by: Option<String>,
     /// Hash of the present definition.
     pub hash: String,
     /// The present definition.
@@ -342,20 +347,28 @@ impl Tools<'_> {
         Ok(())
     }
 
-    /// Takes down what a server lists: `present` are all its tools, others of it are gone. All or nothing.
+    /// Takes down what a server lists: `present` are the ids of all its tools, others of it are gone; `changed` are those
+    /// of them that are new or another than before. All or nothing.
     ///
     /// # Errors
     /// When PostgreSQL fails.
-    pub async fn put_listing(&self, server: &str, present: &[ToolWrite], changes: &[ChangeWrite]) -> Result<()> {
+    pub async fn put_listing(
+        &self,
+        server: &str,
+        present: &[String],
+        changed: &[ToolWrite],
+        changes: &[ChangeWrite],
+    ) -> Result<()> {
         let mut client = self.store.client().await?;
         let transaction = client.transaction().await?;
-        put(&transaction, server, present, true).await?;
-        let ids: Vec<&str> = present.iter().map(|tool| tool.id.as_str()).collect();
+        put(&transaction, server, changed).await?;
         transaction
             .execute(
-                "UPDATE tools SET gone_since = clock_timestamp()
-                 WHERE server = $1 AND gone_since IS NULL AND NOT id = ANY($2::text[])",
-                &[&server, &ids],
+                "UPDATE tools SET
+                     last_seen = CASE WHEN id = ANY($2::text[]) THEN clock_timestamp() ELSE last_seen END,
+                     gone_since = CASE WHEN id = ANY($2::text[]) THEN NULL ELSE clock_timestamp() END
+                 WHERE server = $1 AND (gone_since IS NULL OR id = ANY($2::text[]))",
+                &[&server, &present],
             )
             .await?;
         note(&transaction, changes).await?;
@@ -370,7 +383,7 @@ impl Tools<'_> {
     pub async fn put_tools(&self, server: &str, tools: &[ToolWrite], changes: &[ChangeWrite]) -> Result<()> {
         let mut client = self.store.client().await?;
         let transaction = client.transaction().await?;
-        put(&transaction, server, tools, false).await?;
+        put(&transaction, server, tools).await?;
         note(&transaction, changes).await?;
         transaction.commit().await?;
         Ok(())
@@ -455,17 +468,14 @@ impl Tools<'_> {
     }
 }
 
-/// Writes tools; `listed`: their server listed them just now.
-async fn put(client: &Transaction<'_>, server: &str, tools: &[ToolWrite], listed: bool) -> Result<()> {
+async fn put(client: &Transaction<'_>, server: &str, tools: &[ToolWrite]) -> Result<()> {
     let tool_statement = client
         .prepare_cached(
-            "INSERT INTO tools AS t (id, server, state, reason, hash, approved_hash, findings, tags)
-             VALUES ($1, $2, $3, $4, $5, CASE WHEN $6 THEN $5 END, $7, $8)
+            "INSERT INTO tools AS t (id, server, state, reason, hash, approved_hash, findings, tags, held_by)
+             VALUES ($1, $2, $3, $4, $5, CASE WHEN $6 THEN $5 END, $7, $8, $9)
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, hash = excluded.hash,
                  approved_hash = COALESCE(excluded.approved_hash, t.approved_hash), findings = excluded.findings,
-                 tags = excluded.tags,
-                 last_seen = CASE WHEN $9 THEN clock_timestamp() ELSE t.last_seen END,
-                 gone_since = CASE WHEN $9 THEN NULL ELSE t.gone_since END",
+                 tags = excluded.tags, held_by = excluded.held_by",
         )
         .await?;
     let version_statement = client
@@ -501,7 +511,7 @@ async fn put(client: &Transaction<'_>, server: &str, tools: &[ToolWrite], listed
                     &approved,
                     &findings,
                     &tags,
-                    &listed,
+                    &tool.held_by,
                 ],
             )
             .await?;

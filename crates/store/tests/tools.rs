@@ -30,6 +30,7 @@ fn tool(id: &str, hash: &str, approved_by: Option<&str>) -> ToolWrite {
         id: id.to_owned(),
         state: if approved_by.is_some() { "approved" } else { "quarantined" }.to_owned(),
         reason: "new".to_owned(),
+        held_by: None,
         hash: hash.to_owned(),
         definition: json!({"name": id, "description": hash}),
         findings: json!([]),
@@ -48,6 +49,11 @@ fn change(kind: &'static str, tool: &str) -> ChangeWrite {
     }
 }
 
+async fn list(store: &Store, present: &[ToolWrite], changes: &[ChangeWrite]) {
+    let ids: Vec<String> = present.iter().map(|tool| tool.id.clone()).collect();
+    store.tools().put_listing("a", &ids, present, changes).await.unwrap();
+}
+
 async fn with_server() -> Store {
     let store = Cluster::shared().await.store().await;
     store.tools().put_servers(&[server("a")], &[]).await.unwrap();
@@ -58,8 +64,8 @@ async fn with_server() -> Store {
 async fn a_changed_definition_stands_beside_the_approved_one() {
     let store = with_server().await;
     let tools = store.tools();
-    tools.put_listing("a", &[tool("a__x", "h1", Some("me")), tool("a__y", "h1", None)], &[]).await.unwrap();
-    tools.put_listing("a", &[tool("a__x", "h2", None)], &[change("tool-changed", "a__x")]).await.unwrap();
+    list(&store, &[tool("a__x", "h1", Some("me")), tool("a__y", "h1", None)], &[]).await;
+    list(&store, &[tool("a__x", "h2", None)], &[change("tool-changed", "a__x")]).await;
     let all = tools.all().await.unwrap();
     assert_eq!(all.len(), 2);
     let (x, y) = (&all[0], &all[1]);
@@ -78,7 +84,7 @@ async fn a_changed_definition_stands_beside_the_approved_one() {
     assert_eq!((all[0].approved_hash.as_deref(), all[0].approved_definition.is_none()), (Some("h2"), true));
     assert!(all[1].gone_since.is_some());
     // And back.
-    tools.put_listing("a", &[tool("a__y", "h1", None)], &[]).await.unwrap();
+    list(&store, &[tool("a__y", "h1", None)], &[]).await;
     let all = tools.all().await.unwrap();
     assert!(all[0].gone_since.is_some() && all[1].gone_since.is_none());
     assert_eq!(all[1].approved_hash.as_deref(), Some("h1"), "what was approved stays known");
@@ -88,9 +94,9 @@ async fn a_changed_definition_stands_beside_the_approved_one() {
 async fn a_server_cannot_fill_the_table_by_changing_itself() {
     let store = with_server().await;
     let tools = store.tools();
-    tools.put_listing("a", &[tool("a__x", "good", Some("me"))], &[]).await.unwrap();
+    list(&store, &[tool("a__x", "good", Some("me"))], &[]).await;
     for n in 0..40 {
-        tools.put_listing("a", &[tool("a__x", &format!("h{n}"), None)], &[]).await.unwrap();
+        list(&store, &[tool("a__x", &format!("h{n}"), None)], &[]).await;
     }
     let versions = tools.versions("a__x").await.unwrap();
     assert!(versions.len() <= usize::try_from(VERSIONS).unwrap() + 1, "{}", versions.len());
@@ -103,7 +109,7 @@ async fn a_server_cannot_fill_the_table_by_changing_itself() {
 async fn changes_are_read_backwards_page_by_page() {
     let store = with_server().await;
     let tools = store.tools();
-    tools.put_listing("a", &[], &[change("tool-added", "a__1"), change("tool-added", "a__2")]).await.unwrap();
+    list(&store, &[], &[change("tool-added", "a__1"), change("tool-added", "a__2")]).await;
     tools.put_servers(&[server("b")], &[change("server-found", "a__3")]).await.unwrap();
     let first = tools.changes(None, 2).await.unwrap();
     let named =
@@ -117,7 +123,7 @@ async fn changes_are_read_backwards_page_by_page() {
 async fn calls_add_up() {
     let store = with_server().await;
     let tools = store.tools();
-    tools.put_listing("a", &[tool("a__x", "h", Some("me"))], &[]).await.unwrap();
+    list(&store, &[tool("a__x", "h", Some("me"))], &[]).await;
     let mut count = CallCount::default();
     count.add(3.0, false, Timestamp::from_second(5).unwrap());
     count.add(900.0, true, Timestamp::from_second(7).unwrap());
@@ -134,7 +140,7 @@ async fn calls_add_up() {
 async fn a_server_keeps_its_first_sight_and_goes_with_its_tools() {
     let store = with_server().await;
     let tools = store.tools();
-    tools.put_listing("a", &[tool("a__x", "h", None)], &[]).await.unwrap();
+    list(&store, &[tool("a__x", "h", None)], &[]).await;
     let later = ServerRecord {
         first_seen: Timestamp::from_second(9).unwrap(),
         last_seen: Timestamp::from_second(9).unwrap(),
