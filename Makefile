@@ -3,6 +3,7 @@
 # Everything that is fetched or written outside the build tree: models, llama-server, the demo's state.
 STATE ?= $(if $(filter 0,$(shell id -u)),/var/lib/lares-demo,$(or $(XDG_STATE_HOME),$(HOME)/.local/state)/lares-demo)
 MODEL ?= qwen2.5-coder-0.5b-instruct
+EMBED_MODEL ?= all-minilm-l6-v2
 OPENAI ?= 3.54.0
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
@@ -10,7 +11,7 @@ export LARES_LLAMA__MODELS_DIR := $(STATE)/models
 export LARES_LLAMA__ENGINES_DIR := $(STATE)/engines
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build demo test test-packages lint deny nix fixtures unit systemd docs-nixos bench clean
+.PHONY: help packages build demo test test-packages lint deny nix fixtures unit systemd docs-nixos bench bench-tools-quality bench-tools-vetting clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,16 +46,18 @@ docs-nixos: ## Write docs/nixos-options.md and tests/systemd/rendered/ from the 
 	@tests/nix/run --write-docs
 	@tests/systemd/run --write
 
-fixtures: ## Fetch what the tests of the whole use: a model, llama-server, the OpenAI client
+fixtures: ## Fetch what the tests of the whole use: models, llama-server, the OpenAI client
 	cargo build --locked --package lares
 	$(TARGET)/debug/lares --state-dir $(STATE) engine install
 	$(TARGET)/debug/lares --state-dir $(STATE) model pull $(MODEL)
+	$(TARGET)/debug/lares --state-dir $(STATE) model pull $(EMBED_MODEL)
 	@test -x $(STATE)/openai/bin/python || python3 -m venv $(STATE)/openai
 	@$(STATE)/openai/bin/pip install --quiet --disable-pip-version-check openai==$(OPENAI) \
 	  || echo "SKIP openai-client: the package cannot be installed here"
 
 # The parts that tests take from the environment; without them they print SKIP.
 PARTS = LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
+	LARES_TEST_EMBED_MODEL="$(STATE)/models/$(EMBED_MODEL).gguf" \
 	LARES_TEST_LLAMA_SERVER="$$($(TARGET)/debug/lares --state-dir $(STATE) --json engine show | sed -n 's/^  "path": "\(.*\)",$$/\1/p')" \
 	LARES_TEST_OPENAI_PYTHON="$(STATE)/openai/bin/python" \
 	LARES_TEST_BIN="$(TARGET)/debug/lares" LARES_TEST_ROOTS="$(STATE)/roots"
@@ -73,6 +76,12 @@ systemd: ## Start the units that the modules render under real systemd, an older
 
 bench: fixtures ## Measure against a baseline in the same run
 	@$(PARTS) scripts/bench
+
+bench-tools-vetting: ## Measure what vetting finds in the corpus of definitions
+	scripts/bench tools-vetting
+
+bench-tools-quality: fixtures ## Measure how well tools are found, in sets cloned into LARES_TEST_TOOL_SETS
+	@$(PARTS) scripts/bench tools-quality
 
 clean: ## Remove the build tree (state in $(STATE) stays)
 	cargo clean

@@ -3,6 +3,7 @@
   stdenv,
   rustPlatform,
   installShellFiles,
+  cmake,
   gitMinimal,
   postgresql,
   python3Minimal,
@@ -28,7 +29,24 @@ rustPlatform.buildRustPackage {
     "lares"
   ];
 
-  nativeBuildInputs = [ installShellFiles ];
+  nativeBuildInputs = [
+    cmake
+    installShellFiles
+    rustPlatform.bindgenHook
+  ];
+  # cmake is for llama.cpp, which its crate builds; the package itself is Cargo's.
+  dontUseCmakeConfigure = true;
+
+  # ggml leaves these out of builds that set SOURCE_DATE_EPOCH, as all of Nix's do, and embeds slowly then. Its
+  # crate passes GGML_* on to CMake, and `lares` looks for the same features in the CPU before it embeds.
+  env = lib.optionalAttrs stdenv.hostPlatform.isx86_64 {
+    GGML_SSE42 = "ON";
+    GGML_AVX = "ON";
+    GGML_AVX2 = "ON";
+    GGML_BMI2 = "ON";
+    GGML_FMA = "ON";
+    GGML_F16C = "ON";
+  };
 
   # Tests that need what a build has not (a model, llama-server, namespaces) say SKIP. Those of the whole start several
   # servers each and are left to machines that have these.

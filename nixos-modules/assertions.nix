@@ -35,6 +35,7 @@ let
     "${option}.coordinator.listen" = settings.coordinator.listen;
     "${option}.ralph.listen" = settings.ralph.listen;
     "${option}.healer.listen" = settings.healer.listen;
+    "${option}.tools.listen" = settings.tools.listen;
   };
 
   # Everything that takes a TCP port; of two on one port the later is asked to take another.
@@ -262,6 +263,115 @@ let
     }.'';
   };
 
+  # Where the name of a secret ends, and how secrets of some well-known services begin.
+  namesSecret =
+    name:
+    builtins.match "(.*[_-])?(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)" (
+      lib.toUpper name
+    ) != null;
+  isSecret =
+    text:
+    builtins.match "(Bearer )?(sk-|sk_live_|gh[opsu]_|github_pat_|glpat-|xox[abpr]-|hf_|AKIA|lares_)[A-Za-z0-9_.-]{20,}" text
+    != null;
+  # `--api-key=…`, `https://host/mcp?token=…`, `https://user:password@host/`
+  carriesSecret =
+    text:
+    let
+      # A parameter of a URL, or an option of a program; a path is where a secret is.
+      named =
+        part:
+        let
+          found = builtins.match "(--)?([A-Za-z_-]+)=[^/].*" part;
+        in
+        found != null && namesSecret (lib.replaceStrings [ "-" ] [ "_" ] (lib.last found));
+    in
+    isSecret text
+    || lib.any (part: lib.isString part && named part) (builtins.split "[?&]" text)
+    || builtins.match "[a-z]+://[^/@]*:[^/@]+@.*" text != null;
+
+  ofToolServer =
+    name: server:
+    let
+      here = "${option}.tools.servers.${
+        if builtins.match "[a-zA-Z_][a-zA-Z0-9_-]*" name != null then name else ''"${name}"''
+      }";
+      isProgram = (server.command or [ ]) != [ ];
+      plain = lib.attrNames (
+        lib.filterAttrs (
+          name: value: isSecret value || (namesSecret name && value != "" && !lib.hasPrefix "/" value)
+        ) (server.env or { })
+      );
+    in
+    [
+      {
+        assertion =
+          builtins.match "[a-z0-9][a-z0-9_.-]{0,31}" name != null
+          && !lib.hasInfix "__" name
+          && !lib.hasSuffix "_" name;
+        message = ''${here}: the name of a tool server has up to 32 of a-z, 0-9, "-", "_" and ".", starts with a letter or digit, and has no "__" in it and no "_" at its end: its tools are called NAME__TOOL.'';
+      }
+      {
+        assertion = isProgram || server ? url;
+        message = ''
+          ${here} says nowhere where the server is. Set one of
+            ${here}.command = [ (lib.getExe pkgs.mcp-server-git) ];   # a program that speaks MCP on stdio
+            ${here}.url = "http://127.0.0.1:9400/mcp";                # one that is running'';
+      }
+      {
+        assertion = !(isProgram && server ? url);
+        message = "${here} sets command and url; keep one of them.";
+      }
+      {
+        assertion = isProgram || (server.env_files or { }) == { };
+        message = "${here}.envFiles is for programs, and this server has a url. Set ${here}.headerFiles.Authorization = \"/run/secrets/…\".";
+      }
+      {
+        assertion = !isProgram || (server.header_files or { }) == { };
+        message = "${here}.headerFiles is for servers with a url, and this one is a program. Set ${here}.envFiles.";
+      }
+      {
+        assertion =
+          !lib.any carriesSecret ((server.command or [ ]) ++ lib.optional (server ? url) server.url);
+        message = "${here}: ${
+          if isProgram then "an argument of its command" else "its url"
+        } has a secret in it, and everybody can read it in the Nix store. Put it into a file and name that: ${here}.${
+          if isProgram then "envFiles.NAME" else "headerFiles.Authorization"
+        }.";
+      }
+    ]
+    ++ map (variable: {
+      assertion = false;
+      message = ''${here}.env.${variable} looks like a secret, and everybody can read it in the Nix store. Put it into a file and name that: ${here}.envFiles.${variable} = "/run/secrets/…".'';
+    }) plain
+    ++ map (secret: {
+      assertion = builtins.match "[A-Za-z0-9_.-]+" secret != null;
+      message = ''${here}: "${secret}" is no name of a variable or a header. It has letters, digits, "-", "_" and "." only.'';
+    }) (lib.attrNames (server.env_files or { }) ++ lib.attrNames (server.header_files or { }));
+
+  toolsets = settings.tools.toolsets or { };
+  # Which toolsets a key is in.
+  toolsetsOf = lib.zipAttrs (
+    lib.concatLists (
+      lib.mapAttrsToList (
+        name: toolset: map (key: { ${key} = name; }) (lib.unique (toolset.keys or [ ]))
+      ) toolsets
+    )
+  );
+
+  ofToolset = name: _: {
+    assertion = builtins.match "[A-Za-z0-9_.-]+" name != null;
+    message = ''${option}.tools.toolsets."${name}": the name is part of a URL (/mcp/NAME); it has letters, digits, "-", "_" and "." only.'';
+  };
+  ofToolsetKey = key: names: {
+    assertion = lib.length names < 2;
+    message = ''The key "${key}" is in ${
+      lib.concatMapStringsSep " and " (name: "${option}.tools.toolsets.${name}.keys") names
+    }, and a key sees one toolset. Keep it at one; every key may use the URL of a toolset without keys.'';
+  };
+
+  embeds = settings.tools.search;
+  inherit (wiring) embeddingModel;
+
   ofPort =
     port: takers:
     let
@@ -289,6 +399,31 @@ in
         ++ map ofAsked [
           "embedding_model"
           "diagnosis_model"
+        ]
+      )
+      ++ lib.optionals cfg.tools.enable (
+        lib.concatLists (lib.mapAttrsToList ofToolServer (settings.tools.servers or { }))
+        ++ lib.mapAttrsToList ofToolset toolsets
+        ++ lib.mapAttrsToList ofToolsetKey toolsetsOf
+        ++ [
+          {
+            assertion = embeddingModel == null || goodName embeddingModel;
+            message = ''${option}.tools.search.model = "${embeds.model}" is no model of the catalog, which `lares model list` prints, and no path of a GGUF file, which begins with "/".'';
+          }
+          {
+            assertion =
+              embeds.embedding != "endpoint"
+              || embeds ? url
+              || (settings.ralph.coordinator_url or "") != ""
+              || lib.elem embeds.model servedNames;
+            message = ''${option}.tools.search.model = "${embeds.model}" is no model here. There is ${
+              if servedNames == [ ] then "none" else lib.concatStringsSep ", " servedNames
+            }. Name one of them that makes embeddings, or set ${option}.tools.search.url.'';
+          }
+          {
+            assertion = embeddingModel == "all-minilm-l6-v2" -> settings.store.vectors.dimensions == 384;
+            message = ''${option}.tools.search.model = "all-minilm-l6-v2" makes vectors of 384 numbers; ${option}.store.vectors.dimensions is ${toString settings.store.vectors.dimensions}. Set it to 384, or name another model.'';
+          }
         ]
       )
       ++ lib.mapAttrsToList ofPort claimants

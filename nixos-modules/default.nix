@@ -19,6 +19,7 @@ in
     ./security.nix
     ./settings.nix
     ./storage.nix
+    ./tools.nix
   ];
 
   options.services.lares = {
@@ -39,7 +40,7 @@ in
       default = "lares";
       example = "alice";
       description = ''
-        User that the coordinator, ralph and their preparation run as; made when it is `lares`. Name the person whose
+        User that the coordinator, ralph, the tools daemon and their preparation run as; made when it is `lares`. Name the person whose
         repositories ralph works on if they are not to be owned by a user of their own: git refuses repositories of
         other users. The local database and its role have the same name.
       '';
@@ -67,9 +68,10 @@ in
       default = [ ];
       example = [ "10.77.0.1" ];
       description = ''
-        IP addresses or networks besides loopback that the coordinator, ralph and their preparation may exchange packets
-        with. Needed for a PostgreSQL, Qdrant or Valkey on another machine: the units cannot reach anything else. An
-        upstream that is not on loopback lifts the filter of the coordinator by itself.
+        IP addresses or networks besides loopback that the coordinator, ralph, the tools daemon and their preparation may
+        exchange packets with. Needed for a PostgreSQL, Qdrant or Valkey on another machine: the units cannot reach anything else. An
+        upstream that is not on loopback lifts the filter of the coordinator by itself, a tool server that is not on
+        loopback that of the tools daemon.
       '';
     };
 

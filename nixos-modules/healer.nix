@@ -159,6 +159,10 @@ let
       probe.http = lib.mkDefault "http://${settings.ralph.listen}/health";
       dependencies = lib.mkDefault database;
     };
+    "lares-tools.service" = lib.mkIf cfg.tools.enable {
+      probe.http = lib.mkDefault "http://${settings.tools.listen}/health";
+      dependencies = lib.mkDefault database;
+    };
     # They listen on sockets that a probe would need a role or a group for; systemd knows whether they run.
     "postgresql.service" = lib.mkIf cfg.database.createLocally { };
     "redis-lares.service" = lib.mkIf cfg.valkey.createLocally { };
@@ -173,8 +177,13 @@ let
     }
   ) cfg.models;
 
-  # The units that fetch a model's file: the remedy for one that is gone.
-  fetches = map (name: "${name}.service") (lib.filter (lib.hasPrefix "lares-model-") cfg.units);
+  # The units that fetch the file of a model whose server is looked after: the remedy for one that is gone.
+  fetches = lib.concatMap (
+    name:
+    lib.optional (
+      lib.elem "lares-model-${name}" cfg.units && units ? "lares-llama-${name}.service"
+    ) "lares-model-${name}.service"
+  ) (lib.attrNames cfg.models);
 
   # Names become strings of JavaScript here and nothing else, whatever is in them.
   list = values: builtins.toJSON (lib.unique values);
@@ -258,9 +267,9 @@ in
       description = ''
         The units that the healer may act on, by full name (`app.service`); each has to be a service of this system.
         Polkit lets its user start, stop and restart exactly these and no other. Everything that Lares runs is there by
-        itself, with its probe: the coordinator, ralph, each model's server, and PostgreSQL, Qdrant and Valkey where
-        they are made here. What you set for one of them wins; {option}`services.lares.healer.includeLares` leaves them
-        all out.
+        itself, with its probe: the coordinator, ralph, the tools daemon, each model's server, and PostgreSQL, Qdrant and
+        Valkey where they are made here. What you set for one of them wins;
+        {option}`services.lares.healer.includeLares` leaves them all out.
       '';
     };
     cooldown = lib.mkOption {

@@ -11,6 +11,7 @@ let
   types = import ./types.nix { inherit lib; };
   names = import ./names.nix { inherit lib; };
   service = import ./service.nix { inherit lib utils cfg; };
+  wiring = import ./wiring.nix { inherit lib cfg; };
 
   settings = cfg.renderedSettings;
   modelsDir = settings.llama.models_dir;
@@ -21,6 +22,11 @@ let
   fetched = lib.filter (name: settings.models.${name} ? source || settings.models.${name} ? url) (
     lib.attrNames cfg.models
   );
+
+  # All whose file is fetched: the tools daemon computes with one that no server here has.
+  allFetched =
+    fetched
+    ++ lib.subtractLists fetched (lib.optional (wiring.embeddingModel != null) wiring.embeddingModel);
 
   # What a file of tuned keys may set: what decides over speed and memory, and nothing about where the model is.
   tunable = [
@@ -320,7 +326,7 @@ let
                 source = null;
                 url = null;
                 sha256 = null;
-              } settings.models.${name};
+              } (settings.models.${name} or { source = name; });
             }
           ))
         ];
@@ -485,12 +491,12 @@ in
 
   config = lib.mkIf cfg.enable {
     services.lares.units =
-      map (name: "lares-model-${name}") fetched
+      map (name: "lares-model-${name}") allFetched
       ++ map (name: "lares-llama-${name}") (lib.attrNames cfg.models);
 
-    systemd.services = lib.listToAttrs (map pull fetched ++ map serve (lib.attrNames cfg.models));
+    systemd.services = lib.listToAttrs (map pull allFetched ++ map serve (lib.attrNames cfg.models));
 
-    systemd.tmpfiles.settings = lib.mkIf (!inStateDirectories && fetched != [ ]) {
+    systemd.tmpfiles.settings = lib.mkIf (!inStateDirectories && allFetched != [ ]) {
       "10-lares-models".${modelsDir}.d = {
         inherit (cfg) user group;
         mode = "0755";

@@ -11,29 +11,14 @@ let
   types = import ./types.nix { inherit lib; };
   service = import ./service.nix { inherit lib utils cfg; };
   wiring = import ./wiring.nix { inherit lib cfg; };
+  confining = import ./confining.nix { inherit lib config; };
 
   settings = cfg.renderedSettings;
-  # A user that is missing is an assertion's business.
-  home = config.users.users.${cfg.user}.home or "/var/empty";
-  expand = path: if lib.hasPrefix "~" path then home + lib.removePrefix "~" path else path;
-
-  # What the unit would otherwise not see: home directories are hidden, the rest of the system is read-only.
-  hidden =
-    path:
-    lib.any (top: path == top || lib.hasPrefix "${top}/" path) [
-      "/home"
-      "/root"
-      "/run/user"
-    ];
-  inState = path: path == cfg.stateDir || lib.hasPrefix "${cfg.stateDir}/" path;
-  readable = lib.filter hidden (map expand settings.agents.sandbox.read);
+  readable = map confining.expand settings.agents.sandbox.read;
   writable =
     cfg.ralph.repositories
-    ++ map expand settings.agents.sandbox.write
+    ++ map confining.expand settings.agents.sandbox.write
     ++ lib.optional (settings.ralph ? worktrees_dir) settings.ralph.worktrees_dir;
-
-  # One that is missing keeps nobody from working on the others.
-  ifThere = map (path: "-${path}");
 
   coordinatorUrl = settings.ralph.coordinator_url or "";
   addresses =
@@ -191,30 +176,8 @@ in
       };
       serviceConfig = {
         WatchdogSec = "30s";
-
-        # ralph confines each run itself (Landlock, and a root directory of the run's own), and for that makes these
-        # namespaces, as an unprivileged user, and mounts in them. A run is inside both walls: the unit's and its own.
-        RestrictNamespaces = "user mnt ipc net";
-        SystemCallFilter = [
-          "@system-service"
-          "@mount"
-          "landlock_add_rule"
-          "landlock_create_ruleset"
-          "landlock_restrict_self"
-        ];
-        # Checks are any program: just-in-time compilers make code in memory, build tools look up cores and memory in
-        # /proc.
-        MemoryDenyWriteExecute = false;
-        ProcSubset = "all";
-        # Files of a check and of a commit are for the repository's owner and other tools as well.
-        UMask = "0022";
-
-        ProtectHome = "tmpfs";
-        BindPaths = ifThere (lib.unique (lib.filter (path: !inState path) writable));
-        BindReadOnlyPaths = ifThere (
-          lib.unique (lib.filter (path: !inState path) (lib.subtractLists writable readable))
-        );
-      };
+      }
+      // confining.serviceConfig { inherit readable writable; };
     };
   };
 }

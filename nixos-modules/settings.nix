@@ -51,6 +51,21 @@ let
       builtin = names.section [ ] cfg.agents.builtin;
       sandbox = names.section [ ] cfg.agents.sandbox;
     };
+    tools =
+      names.section [
+        "cpuQuota"
+        "enable"
+        "memoryMax"
+        "path"
+        "tasksMax"
+      ] cfg.tools
+      // {
+        discovery = names.section [ ] cfg.tools.discovery;
+        search = names.section [ ] cfg.tools.search;
+        gateway = names.section [ ] cfg.tools.gateway;
+        servers = lib.mapAttrs (_: names.section [ ]) cfg.tools.servers;
+        toolsets = lib.mapAttrs (_: names.section [ ]) cfg.tools.toolsets;
+      };
     ralph = names.section [
       "enable"
       "path"
@@ -72,6 +87,24 @@ let
 
   merged = present cfg.settings;
   upstreams = merged.coordinator.upstreams or { };
+  # One that is not used is handed nothing.
+  toolServers = lib.filterAttrs (_: server: server.enabled or true) (merged.tools.servers or { });
+  toolSearch = merged.tools.search or { };
+
+  # Where the secrets of a tool server are, by the names of their credentials. A server has no `__` in its name and no `_`
+  # at the end, so no two are the same.
+  serverSecrets =
+    server: settings:
+    lib.concatMapAttrs
+      (
+        kind: key:
+        lib.mapAttrs' (name: lib.nameValuePair "${kind}-${server}__${name}") (settings.${key} or { })
+      )
+      {
+        env = "env_files";
+        header = "header_files";
+      };
+  handedOver = credential: "/run/credentials/lares-tools.service/${credential}";
 
   unchecked = toml.generate "lares-config-unchecked.toml" cfg.renderedSettings;
 in
@@ -112,6 +145,13 @@ in
       description = "Where the API keys of upstreams are, before systemd hands them over.";
     };
 
+    toolSecrets = lib.mkOption {
+      type = lib.types.attrsOf lib.types.str;
+      internal = true;
+      readOnly = true;
+      description = "Where secrets of tool servers are, before systemd hands them over, by the names of their credentials.";
+    };
+
     units = lib.mkOption {
       type = lib.types.listOf lib.types.str;
       internal = true;
@@ -128,7 +168,22 @@ in
         coordinator.upstreams = lib.mapAttrs (name: _: {
           api_key_file = "/run/credentials/lares-coordinator.service/upstream-${name}";
         }) cfg.upstreamKeys;
+        tools = lib.optionalAttrs cfg.tools.enable {
+          servers = lib.mapAttrs (server: secrets: {
+            env_files = lib.mapAttrs (name: _: handedOver "env-${server}__${name}") (secrets.env_files or { });
+            header_files = lib.mapAttrs (name: _: handedOver "header-${server}__${name}") (
+              secrets.header_files or { }
+            );
+          }) toolServers;
+          search = lib.optionalAttrs (toolSearch ? api_key_file) {
+            api_key_file = handedOver "search-api-key";
+          };
+        };
       };
+
+      toolSecrets =
+        lib.concatMapAttrs serverSecrets toolServers
+        // lib.optionalAttrs (toolSearch ? api_key_file) { search-api-key = toolSearch.api_key_file; };
 
       upstreamKeys = lib.mapAttrs (_: upstream: "${upstream.api_key_file}") (
         lib.filterAttrs (_: upstream: upstream ? api_key_file) upstreams

@@ -31,6 +31,7 @@ let
         "lares-setup"
         "lares-coordinator"
         "lares-ralph"
+        "lares-tools"
         "lares-healer"
       ];
     }
@@ -42,6 +43,7 @@ let
         "lares-setup"
         "lares-coordinator"
         "lares-ralph"
+        "lares-tools"
         "lares-healer"
       ];
     }
@@ -49,7 +51,10 @@ let
       name = "coordinator-key";
       file = settings.ralph.coordinator_key_file or null;
       variable = "LARES_RALPH__COORDINATOR_KEY_FILE";
-      units = [ "lares-ralph" ];
+      units = [
+        "lares-ralph"
+        "lares-tools"
+      ];
     }
   ];
 in
@@ -62,6 +67,19 @@ in
       settings.coordinator.upstreams or { }
     )
   );
+
+  # The tool servers that are used.
+  toolServers = lib.filterAttrs (_: server: server.enabled or true) (settings.tools.servers or { });
+
+  # Model of the catalog that the tools daemon computes with itself; null for a file, or when it has none.
+  embeddingModel =
+    let
+      inherit (settings.tools) search;
+    in
+    if cfg.tools.enable && search.embedding == "in-process" && !(lib.hasPrefix "/" search.model) then
+      search.model
+    else
+      null;
 
   # Units that have to be up before one that uses the store.
   storeUnits =
@@ -81,13 +99,18 @@ in
     unit:
     let
       used = lib.filter (secret: secret.file != null && lib.elem unit secret.units) shared;
-      # Variables cannot carry every name an upstream may have, and only one unit reads these: the file leads there.
-      upstreams = lib.optionalAttrs (unit == "lares-coordinator") cfg.upstreamKeys;
+      # Variables cannot carry every name that these have, and only one unit reads them: the file leads there.
+      own =
+        {
+          lares-coordinator = lib.mapAttrs' (name: lib.nameValuePair "upstream-${name}") cfg.upstreamKeys;
+          lares-tools = cfg.toolSecrets;
+        }
+        .${unit} or { };
     in
     {
       load =
         map (secret: "${secret.name}:${secret.file}") used
-        ++ lib.mapAttrsToList (name: file: "upstream-${name}:${file}") upstreams;
+        ++ lib.mapAttrsToList (name: file: "${name}:${file}") own;
       environment = lib.listToAttrs (
         map (secret: lib.nameValuePair secret.variable "%d/${secret.name}") used
       );

@@ -1,5 +1,5 @@
-# One machine without a GPU: a model for code, a person whose repositories ralph works on, and a service of that person's
-# own that the healer keeps running beside those of Lares.
+# One machine without a GPU: a model for code, a person whose repositories ralph works on, tools for that person's agents,
+# and a service of the person's own that the healer keeps running beside those of Lares.
 { pkgs, ... }:
 {
   imports = [ ../hardware-configuration.nix ];
@@ -19,6 +19,8 @@
     wantedBy = [ "multi-user.target" ];
     environment.PORT = "3000";
     serviceConfig = {
+      # It speaks MCP as well. The tools daemon finds it by this line, and alice approves it.
+      X-MCP = "http://127.0.0.1:3000/mcp";
       ExecStart = "/srv/notes/bin/notes";
       User = "alice";
       MemoryMax = "512M";
@@ -46,6 +48,41 @@
       ports = [ 13000 ];
       portVariable = "PORT";
       memoryMax = "1 GiB";
+    };
+
+    # Agents find these at http://127.0.0.1:8091/mcp.
+    tools = {
+      path = [ pkgs.git ];
+      servers = {
+        git = {
+          command = [ "/srv/mcp/bin/mcp-server-git" ];
+          read = [
+            "/srv/mcp"
+            "/home/alice/src"
+          ];
+          trusted = true;
+        };
+        # It sees one directory and no network.
+        files = {
+          command = [
+            "/srv/mcp/bin/mcp-server-filesystem"
+            "/home/alice/notes"
+          ];
+          read = [ "/srv/mcp" ];
+          write = [ "/home/alice/notes" ];
+        };
+      };
+      discovery.clientFiles = [ "/home/alice/.claude.json" ];
+      # A person is asked before something is changed.
+      policy = [
+        {
+          tools = [
+            "files__write_*"
+            "files__move_*"
+          ];
+          action = "ask";
+        }
+      ];
     };
 
     ralph = {

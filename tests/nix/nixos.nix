@@ -89,7 +89,17 @@ let
       # What old packages know stays as they know it.
       lib = lib // prev.lib;
       rustPlatform = prev.rustPlatform // {
-        buildRustPackage = arguments: prev.stdenv.mkDerivation (removeAttrs arguments [ "cargoLock" ]);
+        bindgenHook = stub final "bindgen-hook";
+        # It took the environment as arguments like others.
+        buildRustPackage =
+          arguments:
+          prev.stdenv.mkDerivation (
+            removeAttrs arguments [
+              "cargoLock"
+              "env"
+            ]
+            // arguments.env or { }
+          );
       };
       writeShellApplication =
         {

@@ -5,8 +5,9 @@
   testScript = ''
     machine.wait_for_unit("lares-coordinator.service", timeout=300)
     machine.wait_for_unit("lares-ralph.service", timeout=300)
+    machine.wait_for_unit("lares-tools.service", timeout=300)
 
-    coordinator, ralph = "http://127.0.0.1:8092", "http://127.0.0.1:8098"
+    coordinator, ralph, tools = "http://127.0.0.1:8092", "http://127.0.0.1:8098", "http://127.0.0.1:8091"
 
 
     def status(url, key=None, post=None):
@@ -24,13 +25,15 @@
 
 
     with subtest("health is open, everything else is not"):
-        for url in [coordinator, ralph]:
+        for url in [coordinator, ralph, tools]:
             expect(status(f"{url}/health"), "200")
             expect(status(f"{url}/metrics"), "401")
         expect(status(f"{coordinator}/v1/models"), "401")
         expect(status(f"{coordinator}/v1/chat/completions", post="{}"), "401")
         expect(status(f"{ralph}/tasks"), "401")
         expect(status(f"{ralph}/tasks", post="{}"), "401")
+        expect(status(f"{tools}/api/v1/tools"), "401")
+        expect(status(f"{tools}/mcp", post="{}"), "401")
         expect(status(f"{coordinator}/v1/models", key="lares_wrong"), "401")
 
     with subtest("a role opens its own doors"):
@@ -42,6 +45,9 @@
         expect(status(f"{coordinator}/v1/models", key=viewer), "403")
         expect(status(f"{ralph}/tasks", key=viewer), "200")
         expect(status(f"{ralph}/tasks", key=client, post="{}"), "403")
+        expect(status(f"{tools}/api/v1/tools", key=viewer), "200")
+        expect(status(f"{tools}/mcp", key=viewer, post="{}"), "403")
+        expect(status(f"{tools}/api/v1/tools/discover", key=client, post="{}"), "403")
         # Past the gate: refused for what it says, no longer for who says it.
         expect(status(f"{ralph}/tasks", key=operator, post="{}"), "422")
 

@@ -1,4 +1,4 @@
-# From power on to ready, with everything local: database, a model, coordinator, ralph. And what must not be there:
+# From power on to ready, with everything local: database, a model, coordinator, ralph, tools. And what must not be there:
 # a port that others can reach, a secret that others can read.
 {
   nodes.machine =
@@ -16,9 +16,9 @@
     machine.wait_until_succeeds("systemctl start lares.target && systemctl is-active lares.target", timeout=300)
 
     with subtest("every unit runs and says so"):
-        for unit in ["lares-setup", "lares-llama-coder", "lares-coordinator", "lares-ralph", "lares-healer"]:
+        for unit in ["lares-setup", "lares-llama-coder", "lares-coordinator", "lares-ralph", "lares-tools", "lares-healer"]:
             machine.require_unit_state(f"{unit}.service", "active")
-        for port in [8092, 8098, 8099]:
+        for port in [8091, 8092, 8098, 8099]:
             machine.succeed(f"curl --fail --silent http://127.0.0.1:{port}/health")
             machine.succeed(f"curl --fail --silent http://127.0.0.1:{port}/ready | jq -e '.status == \"ready\"'")
         machine.fail("systemctl list-units 'lares*' --state=failed --no-legend | grep .")
@@ -26,7 +26,7 @@
     with subtest("nothing listens off loopback"):
         listening = machine.succeed("ss -Hltn | awk '{print $4}'")
         for address in listening.split():
-            if address.rsplit(":", 1)[1] in ("8080", "8092", "8098", "8099", "5432"):
+            if address.rsplit(":", 1)[1] in ("8080", "8091", "8092", "8098", "8099", "5432"):
                 assert address.startswith(("127.", "[::1]")), f"{address} is reachable from outside"
 
     with subtest("keys are for their owner alone"):
@@ -54,7 +54,7 @@
 
     with subtest("the exposure of every unit is small"):
         print(machine.succeed("systemd-analyze security --no-pager 'lares*.service' || systemd-analyze security --no-pager"))
-        for unit in ["lares-setup", "lares-llama-coder", "lares-coordinator", "lares-ralph", "lares-healer"]:
+        for unit in ["lares-setup", "lares-llama-coder", "lares-coordinator", "lares-ralph", "lares-tools", "lares-healer"]:
             machine.succeed(f"systemd-analyze security --no-pager --threshold=20 {unit}.service")
   '';
 }

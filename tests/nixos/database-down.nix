@@ -5,6 +5,7 @@
   testScript = ''
     machine.wait_for_unit("lares-coordinator.service", timeout=300)
     machine.wait_for_unit("lares-ralph.service", timeout=300)
+    machine.wait_for_unit("lares-tools.service", timeout=300)
     key = machine.succeed("cat /var/lib/lares/keys/admin.key").strip()
     chat = (
         "curl --fail --silent --max-time 60 http://127.0.0.1:8092/v1/chat/completions"
@@ -16,7 +17,7 @@
 
     with subtest("not ready, and saying why"):
         machine.succeed("systemctl stop postgresql.service")
-        for port in [8092, 8098]:
+        for port in [8091, 8092, 8098]:
             machine.wait_until_succeeds(
                 f"curl --silent http://127.0.0.1:{port}/ready | jq -e '.status == \"not-ready\"'", timeout=60
             )
@@ -27,7 +28,7 @@
 
     with subtest("back, without anybody's help"):
         machine.succeed("systemctl start postgresql.target || systemctl start postgresql.service")
-        for port in [8092, 8098]:
+        for port in [8091, 8092, 8098]:
             machine.wait_until_succeeds(
                 f"curl --silent http://127.0.0.1:{port}/ready | jq -e '.status == \"ready\"'", timeout=120
             )

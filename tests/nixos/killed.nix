@@ -13,7 +13,7 @@
     import json
     import time
 
-    units = ["lares-llama-coder", "lares-coordinator", "lares-ralph"]
+    units = ["lares-llama-coder", "lares-coordinator", "lares-ralph", "lares-tools"]
     for unit in units:
         machine.wait_for_unit(f"{unit}.service", timeout=300)
 

@@ -2,6 +2,8 @@
 { lib, pkgs, ... }:
 {
   services.lares.enable = lib.mkDefault true;
+  # These machines have no network to fetch a model from.
+  services.lares.tools.search.embedding = lib.mkDefault "none";
   environment.systemPackages = [
     pkgs.curl
     pkgs.git

@@ -23,5 +23,6 @@ lib.mapAttrs
     lares-port-conflict = ./port-conflict.nix;
     lares-rollback = ./rollback.nix;
     lares-task = ./task.nix;
+    lares-tools = ./tools.nix;
     lares-upgrade = ./upgrade.nix;
   }

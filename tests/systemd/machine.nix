@@ -24,6 +24,33 @@
       apiKeyFile = "/run/secrets/far.key";
     };
     ralph.repositories = [ "/srv/repositories" ];
+    tools = {
+      servers = {
+        greeter = {
+          command = [
+            "/usr/bin/python3"
+            "/srv/mcp/mcp.py"
+            "greeter"
+            "/srv/notes/description"
+          ];
+          envFiles.TOKEN = "/run/secrets/greeter.token";
+          read = [ "/srv/mcp" ];
+          write = [ "/srv/notes" ];
+          trusted = true;
+        };
+        stranger = {
+          command = [
+            "/usr/bin/python3"
+            "/srv/mcp/mcp.py"
+            "stranger"
+          ];
+          read = [ "/srv/mcp" ];
+        };
+      };
+      circuitOpen = "1s";
+      search.model = "/srv/models/embed.gguf";
+      memoryMax = "2 GiB";
+    };
     healer = {
       # Much happens within a minute here.
       cooldown = "1s";

@@ -10,18 +10,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lares_config::Sandbox;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::sandbox::{self, Confinement, Exit, Launcher, Policy, Refusal, Report, Spec};
+use crate::sandbox::{self, Confinement, Exit, Launcher, Policy, Refusal, Report, Scratch, Spec, Streams};
 use capture::Capture;
 
 /// Between SIGTERM and SIGKILL at the end of a run's time.
@@ -30,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(2);
 const GUARD_MARGIN: Duration = Duration::from_secs(15);
 /// Longest wait for output that is still in the pipe when everything has ended.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How often the processes of a run are counted: a fork bomb is stopped before anybody notices.
+const COUNT_EVERY: Duration = Duration::from_millis(100);
 /// How much is read at a time: the size of a pipe.
 const READ_SIZE: usize = 64 << 10;
 
@@ -174,8 +173,9 @@ pub async fn run(
     limits: &Limits,
     shutdown: &CancellationToken,
 ) -> Result<Output, ExecError> {
-    let scratch = Scratch::make(policy.scratch.as_deref()).await?;
-    let spec = spec(launcher, policy, command, limits, &scratch.path);
+    let parent = policy.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = Scratch::make(&parent).await.map_err(|source| ExecError::Scratch { directory: parent, source })?;
+    let spec = spec(launcher, policy, command, limits, scratch.path());
     let mut run = Started::start(launcher, &spec).await?;
     let result = run.follow(launcher, limits, shutdown).await;
     if !matches!(result, Ok(_) | Err(ExecError::Confinement(_) | ExecError::Command(_))) {
@@ -189,67 +189,15 @@ fn spec(launcher: &Launcher, policy: &Policy, command: &Command, limits: &Limits
     let mut environment = environment::of_run(scratch, &policy.reach);
     environment.extend(command.environment.clone());
     Spec {
-        reenter: launcher.args.clone(),
-        program: command.program.clone(),
         args: command.args.clone(),
         directory: command.directory.clone(),
         environment,
-        mode: policy.mode,
-        read: policy.read.clone(),
-        write: policy.write.clone(),
-        hidden: policy.hidden.clone(),
-        reach: policy.reach.clone(),
-        scratch: scratch.to_owned(),
         max_memory: limits.max_memory,
         max_file: limits.max_file,
         max_processes: limits.max_processes,
+        count_every: COUNT_EVERY,
         grace: GRACE,
-        namespaces: false,
-        guard: 0,
-    }
-}
-
-/// The private directory of a run. The guard removes it, even when this process is gone; this is for when the guard is.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    async fn make(parent: Option<&Path>) -> Result<Self, ExecError> {
-        let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
-        let make = {
-            let parent = parent.clone();
-            move || -> io::Result<Self> {
-                use std::os::unix::fs::DirBuilderExt;
-                let path = parent.canonicalize()?.join(format!("lares-run-{}", Uuid::now_v7().simple()));
-                let mut directory = std::fs::DirBuilder::new();
-                directory.mode(0o700).create(&path)?;
-                // Owned from here on: a blocking task goes on when nobody waits for it any more, and then this is
-                // dropped in it.
-                let made = Self { path };
-                for part in ["home", "tmp", "root"] {
-                    directory.create(made.path.join(part))?;
-                }
-                Ok(made)
-            }
-        };
-        let made = tokio::task::spawn_blocking(make).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        made.map_err(|source| ExecError::Scratch { directory: parent, source })
-    }
-
-    async fn remove(self) {
-        let path = self.path.clone();
-        let _ = tokio::task::spawn_blocking(move || sandbox::remove(&path)).await;
-    }
-}
-
-/// A run that is dropped before its guard knows of the directory leaves it empty; one that is dropped later leaves it
-/// to the guard, as it may be large.
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        for directory in ["home", "tmp", "root", ""] {
-            let _ = std::fs::remove_dir(self.path.join(directory));
-        }
+        ..Spec::new(launcher, policy, scratch, command.program.clone())
     }
 }
 
@@ -266,23 +214,13 @@ struct Started {
 
 impl Started {
     async fn start(launcher: &Launcher, spec: &Spec) -> Result<Self, ExecError> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let (reader, writer) = io::pipe()?;
-        let frame = spec.frame()?;
+        let streams = Streams { stdin: None, stdout: writer.try_clone()?.into(), stderr: writer.into() };
         let at = Instant::now();
-        let child = tokio::process::Command::new(&launcher.program)
-            .args(&launcher.args)
-            .env_clear()
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(writer.try_clone()?))
-            .stderr(Stdio::from(writer))
-            .spawn();
-        let child = child
+        let (child, control) = sandbox::start(launcher, spec, streams)
+            .await
             .map_err(|error| ExecError::Launcher { program: launcher.program.clone(), reason: error.to_string() })?;
-        ours.set_nonblocking(true)?;
-        let (reports, mut control) = UnixStream::from_std(ours)?.into_split();
-        // A launcher that ends at once says why better than the failing write does.
-        let _ = timeout(GUARD_MARGIN, control.write_all(&frame)).await;
+        let (reports, control) = control.into_split();
         Ok(Self {
             sessions: child.id().and_then(|pid| i32::try_from(pid).ok()).into_iter().collect(),
             launcher: child,

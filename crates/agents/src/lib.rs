@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod builtin;
 pub mod exec;
-pub mod sandbox;
+
+pub use lares_sandbox as sandbox;
 
 pub use backend::{Backend, BackendError, CheckReport, Exchange, Outcome, Run, Usage};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
+pub mod tools;
+
 /// Exit codes, for people who call `lares` from scripts.
 pub mod exit {
     /// It worked; a task that was waited for succeeded.
@@ -119,6 +121,9 @@ Example:
     /// Incidents: what went wrong, what was done about it, and what waits for an answer
     #[command(subcommand)]
     Incident(Incident),
+    /// Tools: find one by saying what is needed, look at it, call it, decide what may be used
+    #[command(subcommand, after_help = tools::EXAMPLES)]
+    Tools(tools::Tools),
     /// API keys
     #[command(subcommand)]
     Key(Key),
@@ -137,7 +142,12 @@ Example:
     )]
     Demo(Demo),
     /// Print shell completions
-    #[command(after_help = "Example:\n  lares completions bash > ~/.local/share/bash-completion/completions/lares")]
+    #[command(after_help = "\
+Examples:
+  source <(lares completions bash)            in ~/.bashrc; zsh alike
+  lares completions fish | source             in ~/.config/fish/config.fish
+
+Names of tools and tool servers are completed, too, while the tools daemon runs.")]
     Completions {
         /// For which shell
         shell: clap_complete::Shell,

@@ -30,11 +30,16 @@ pub enum Error {
 }
 
 const HEALER: &str = "the healer";
+const TOOLS: &str = "the tools daemon";
 
 /// What to look at when a daemon does not answer.
 fn hint(daemon: &str) -> &'static str {
     if daemon == HEALER {
         return "`lares status` shows whether it runs; `lares heal dry-run` works without it";
+    }
+    if daemon == TOOLS {
+        return "`lares up` runs it with everything else, `lares serve tools` alone, under systemd `systemctl start \
+                lares-tools`; `lares status` shows what runs";
     }
     "Is `lares up` running? `lares status` shows what is"
 }
@@ -73,6 +78,11 @@ impl Daemon {
         Self::new(HEALER, config.healer.listen, config)
     }
 
+    /// The tools daemon, at the address the configuration gives.
+    pub fn tools(config: &Config) -> Result<Self, Error> {
+        Self::new(TOOLS, config.tools.listen, config)
+    }
+
     fn new(name: &'static str, address: SocketAddr, config: &Config) -> Result<Self, Error> {
         let path = std::env::var_os("LARES_API_KEY_FILE").map_or_else(|| config.admin_key_file(), PathBuf::from);
         Ok(Self { name, address, key: read_key(&path)?, http: client(name)? })
@@ -90,6 +100,16 @@ impl Daemon {
     /// Sends JSON and reads the JSON of the answer.
     pub async fn post<B: Serialize + Sync, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, Error> {
         self.json(self.request(Method::POST, path).timeout(Duration::from_secs(60)).json(body)).await
+    }
+
+    /// Sends JSON and reads the JSON of the answer, which may take as long as `limit`.
+    pub async fn post_within<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        limit: Duration,
+    ) -> Result<T, Error> {
+        self.json(self.request(Method::POST, path).timeout(limit).json(body)).await
     }
 
     /// Asks for something that has no body, and reads the JSON of the answer.

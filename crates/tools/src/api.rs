@@ -267,6 +267,8 @@ pub struct ServerView {
     /// How it is reached: `{"kind": "stdio", "command": […], "environment": [names]}` or `{"kind": "http", "url": …,
     /// "headers": [names]}`. What looks like a secret is masked.
     pub transport: Value,
+    /// SHA-256 over all that would be run or connected to: what an approval is for.
+    pub fingerprint: String,
     /// Revision of the protocol it speaks; absent before the first connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
@@ -506,6 +508,9 @@ pub struct Statistics {
     /// Id of the embedding model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Why tools are found by words alone; absent if they are not, or if that is what the configuration says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_problem: Option<String>,
     /// The most used tools: id and statistics.
     pub most_used: Vec<UsedTool>,
 }

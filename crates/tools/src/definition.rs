@@ -119,6 +119,13 @@ impl ToolId {
         Ok(Self { text: format!("{server}{SEPARATOR}{name}"), server: server.as_str().len() })
     }
 
+    /// The bounds between which all ids of a server lie, and no other.
+    pub fn bounds(server: &ServerName) -> std::ops::Range<Self> {
+        let at = |end: &str| Self { text: format!("{server}{SEPARATOR}{end}"), server: server.as_str().len() };
+        // Beyond every character of a tool's name.
+        at("")..at("\u{7f}")
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -345,7 +352,10 @@ mod tests {
             let server: ServerName = server.parse().unwrap();
             let id = ToolId::new(&server, &tool).unwrap();
             let back: ToolId = id.as_str().parse().unwrap();
-            prop_assert_eq!(back.server(), server);
+            prop_assert_eq!(&back.server(), &server);
+            prop_assert!(ToolId::bounds(&server).contains(&id));
+            let longer = ServerName(format!("{server}x"));
+            prop_assert!(!ToolId::bounds(&longer).contains(&id));
             prop_assert_eq!(back.name(), tool);
         }
     }

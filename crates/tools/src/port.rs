@@ -3,6 +3,7 @@
 #![expect(deprecated, reason = "MCP 2026-07-28 deprecates logging; servers and clients of today use it")]
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,11 +32,11 @@ pub enum Transport {
 }
 
 /// A program to run, without a shell.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Program {
     /// The program and its arguments; never empty.
     pub command: Vec<String>,
-    /// Its environment, besides `PATH`, `HOME`, `LANG` and `TZ`.
+    /// Its environment, besides `PATH`, `HOME`, `TMPDIR`, `LANG` and `TZ`.
     pub env: BTreeMap<String, String>,
     /// Variables whose value is read from a file when it is started.
     pub env_files: BTreeMap<String, PathBuf>,
@@ -49,8 +50,23 @@ pub struct Program {
     pub network: Network,
 }
 
+/// What is started, and the names of its variables: their values may be secrets.
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("command", &self.command)
+            .field("env", &self.env.keys())
+            .field("env_files", &self.env_files)
+            .field("directory", &self.directory)
+            .field("read", &self.read)
+            .field("write", &self.write)
+            .field("network", &self.network)
+            .finish()
+    }
+}
+
 /// A URL to connect to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The URL.
     pub url: String,
@@ -61,6 +77,18 @@ pub struct Endpoint {
     /// It may be on loopback: a person wrote the URL into the configuration or approved it. Other private and
     /// link-local addresses are refused unless the URL itself names the address.
     pub loopback: bool,
+}
+
+/// Where it is, without a query, and the names of the headers: both may hold secrets.
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("url", &self.url.split('?').next().unwrap_or_default())
+            .field("headers", &self.headers.keys())
+            .field("header_files", &self.header_files)
+            .field("loopback", &self.loopback)
+            .finish()
+    }
 }
 
 /// A tool server to keep connected.
@@ -182,6 +210,12 @@ pub enum UpstreamError {
 pub trait Downstream: Send + Sync {
     /// What the client said it can do.
     fn capabilities(&self) -> ClientCapabilities;
+
+    /// Whether questions go into the result, to be answered by calling again (2026-07-28), instead of by
+    /// [`Downstream::request`].
+    fn asks_in_result(&self) -> bool {
+        false
+    }
 
     /// Passes on how far the work is.
     async fn progress(&self, params: ProgressNotificationParam);

@@ -5,6 +5,7 @@
 #   /etc/lares/wireguard.key       `wg genkey`
 #   /etc/lares/database.password   `head -c 32 /dev/urandom | base64`
 #   /etc/lares/qdrant.key          the same; and as QDRANT__SERVICE__API_KEY=… in /etc/lares/qdrant.env
+#   /etc/lares/tracker.authorization   "Bearer …", from the issue tracker
 {
   config,
   lib,
@@ -118,6 +119,13 @@ in
     };
     # The one above is the workers' as well.
     qdrant.createLocally = false;
+
+    # A tool server elsewhere; its key is a file of this machine.
+    tools.servers.tracker = {
+      url = "https://tracker.example.org/mcp";
+      headerFiles.Authorization = "/etc/lares/tracker.authorization";
+      tags = [ "issues" ];
+    };
 
     ralph = {
       repositories = [ "/srv/repositories" ];

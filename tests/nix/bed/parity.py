@@ -35,6 +35,11 @@ NO_KEY = {
     "ralph.enable": "whether the unit is there",
     "ralph.repositories": "what the unit may see of /home",
     "ralph.path": "programs of the unit",
+    "tools.enable": "whether the unit is there",
+    "tools.path": "programs of the unit",
+    "tools.memoryMax": "a limit of the unit",
+    "tools.cpuQuota": "a limit of the unit",
+    "tools.tasksMax": "a limit of the unit",
     "healer.enable": "whether the unit is there",
     "healer.includeLares": "names the units of Lares in `healer.units`",
     "healer.units.<name>.enable": "whether the unit is in `healer.units` at all",
@@ -45,6 +50,7 @@ OTHER_DEFAULT = {
     "state_dir": "the daemons' own depends on who asks; the units' is always the same",
     "llama.server": "comes from `llama.package`",
     "llama.models_dir": "a directory that the units share",
+    "tools.discovery.client_files": "the unit sees no home directory; what is named is shown to it",
     "models.<name>.port": "fixed, because a unit cannot ask for a free one and tell the others",
 }
 
@@ -124,11 +130,13 @@ def keys(node=None, prefix=()):
     for name, child in node.get("properties", {}).items():
         place = (*prefix, name)
         inner = resolved(child)
-        named = inner.get("additionalProperties")
+        named, listed = inner.get("additionalProperties"), inner.get("items")
         if inner.get("properties"):
             found |= keys(child, place)
         elif isinstance(named, dict) and resolved(named).get("properties"):
             found |= keys(named, (*place, "<name>"))
+        elif isinstance(listed, dict) and resolved(listed).get("properties"):
+            found |= keys(listed, (*place, "*"))
         else:
             found[".".join(place)] = child
     return found
@@ -190,8 +198,8 @@ def check(report):
     evaluated = nix.nixpkgs()[0] is not None
     where = "" if evaluated else f", by {REFERENCE.name}"
     rust, options = keys(), typed()
-    # `models`, `coordinator.upstreams` and `healer.units` hold named tables: what is in them is compared.
-    tables = {key for key in options if any(other.startswith(f"{key}.<name>.") for other in options)}
+    # `models`, `tools.servers` and the like hold named tables, `tools.policy` a list of them: what is in these is compared.
+    tables = {key for key in options if any(other.startswith((f"{key}.<name>.", f"{key}.*.")) for other in options)}
     nix_keys = options.keys() - tables
 
     problems = [

