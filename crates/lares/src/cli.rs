@@ -172,6 +172,8 @@ pub enum Daemon {
     Coordinator,
     /// The loop that works on tasks
     Ralph,
+    /// The registry of MCP tools and the door to them
+    Tools,
     /// What keeps units of systemd running
     Healer,
     /// The healer's root helper, for systemd to start together with its socket; not for people

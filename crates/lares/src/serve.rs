@@ -44,6 +44,11 @@ pub async fn run(global: &Global, daemon: Daemon) -> Result<u8> {
             let _attended = attend(config.ralph.listen, &shutdown);
             lares_ralph::serve(config, store, launcher()?, shutdown).await?;
         }
+        Daemon::Tools => {
+            let Some(store) = connect(&config, &shutdown).await? else { return Ok(exit::OK) };
+            let _attended = attend(config.tools.listen, &shutdown);
+            lares_tools::serve(config, store, launcher()?, shutdown).await?;
+        }
     }
     Ok(exit::OK)
 }

@@ -317,8 +317,18 @@ impl Stack {
         let before: Vec<UnitName> = self.cluster.iter().map(|_| UnitName::new("postgres")).collect::<Result<_, _>>()?;
         let config = &self.config;
         units.push(self.daemon("coordinator", "OpenAI-compatible door", config.coordinator.listen, before.clone())?);
-        units.push(self.daemon("ralph", "works on tasks until their check passes", config.ralph.listen, before.clone())?);
-        units.push(self.daemon("tools", "MCP tools, found and called through one door", config.tools.listen, before)?);
+        units.push(self.daemon(
+            "ralph",
+            "works on tasks until their check passes",
+            config.ralph.listen,
+            before.clone(),
+        )?);
+        units.push(self.daemon(
+            "tools",
+            "MCP tools, found and called through one door",
+            config.tools.listen,
+            before,
+        )?);
         Ok(units)
     }
 

@@ -72,7 +72,7 @@ pub async fn serve(
     let recorder = Recorder::open(store.clone(), &config.state_dir, "tools").await?;
     let finder = Arc::new(Finder::open(&config, &store).await?);
     let gate = Gate::open(store.clone(), &config.gate, ended.clone()).await?;
-    let pool = Pool::new(PoolSettings::new(&config, launcher), ended.clone());
+    let pool = Pool::new(PoolSettings::new(&config, launcher), &ended);
     let upstreams: Arc<dyn Upstreams> = pool.clone();
     let events = upstreams.events();
     let tool_metrics = ToolMetrics::default();

@@ -72,11 +72,11 @@ pub trait Embeds: Send + Sync {
     /// Names the model; vectors of another model cannot be compared.
     fn model(&self) -> &str;
 
-    /// The vector of a query. It goes before documents that wait.
+    /// The vectors of a query's texts, in order. They go before documents that wait.
     ///
     /// # Errors
-    /// When there is none within 10 s.
-    async fn query(&self, text: &str) -> Result<Vec<f32>, EmbedError>;
+    /// When there are none within 10 s.
+    async fn query(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError>;
 
     /// The vectors of documents, in order.
     ///
@@ -119,7 +119,7 @@ fn model_file(config: &Config) -> Result<PathBuf, EmbedError> {
         return Ok(PathBuf::from(model));
     }
     let entry = catalog::find(model).map_err(|error| EmbedError::Model(error.to_string()))?;
-    let file = entry.artifact().path(&config.models_dir());
+    let file = catalog::Artifact::from(entry).path(&config.models_dir());
     if file.is_file() {
         Ok(file)
     } else {
@@ -136,9 +136,8 @@ impl Embeds for Local {
         self.0.model_id()
     }
 
-    async fn query(&self, text: &str) -> Result<Vec<f32>, EmbedError> {
-        let mut vectors = self.0.embed(vec![text.to_owned()]).await?;
-        vectors.pop().ok_or(EmbedError::Local(lares_llama::embed::EmbedError::NoDirection))
+    async fn query(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
+        Ok(self.0.embed(texts).await?)
     }
 
     async fn documents(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
@@ -152,7 +151,7 @@ struct Endpoint {
     http: reqwest::Client,
     url: String,
     key_file: Option<PathBuf>,
-    model: String,
+    name: String,
     id: String,
     width: usize,
 }
@@ -184,7 +183,7 @@ impl Endpoint {
             .map_err(EmbedError::Client)?;
         let key_file = search.api_key_file.clone().or_else(|| own.then(|| config.agent_key_file()));
         let width = usize::try_from(config.store.vectors.dimensions).unwrap_or(usize::MAX);
-        Ok(Self { http, id: format!("{}@{url}", search.model), url, key_file, model: search.model.clone(), width })
+        Ok(Self { http, id: format!("{}@{url}", search.model), url, key_file, name: search.model.clone(), width })
     }
 
     async fn ask(&self, texts: &[String], longest: Duration) -> Result<Vec<Vec<f32>>, EmbedError> {
@@ -200,7 +199,7 @@ impl Endpoint {
                     .map_err(|source| EmbedError::Key { path: path.clone(), source })?;
                 request = request.bearer_auth(key.trim());
             }
-            let body = json!({"model": self.model, "input": texts, "encoding_format": "float"});
+            let body = json!({"model": self.name, "input": texts, "encoding_format": "float"});
             let mut answer =
                 request.json(&body).send().await.map_err(|error| unreachable(lares_gate::chain(&error)))?;
             let mut bytes = Vec::new();
@@ -229,10 +228,8 @@ impl Embeds for Endpoint {
         &self.id
     }
 
-    async fn query(&self, text: &str) -> Result<Vec<f32>, EmbedError> {
-        let mut vectors = self.ask(&[text.to_owned()], QUERY).await?;
-        // There is one for each text, or an error.
-        Ok(vectors.pop().unwrap_or_default())
+    async fn query(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
+        self.ask(&texts, QUERY).await
     }
 
     async fn documents(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {

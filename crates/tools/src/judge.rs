@@ -78,7 +78,9 @@ pub fn judge(known: Option<&Known>, hash: &DefinitionHash, findings: &[FindingVi
             held_by: None,
             change,
         },
-        Some(_) => fresh(change, "its definition changed after it was approved (a rug pull, until somebody has looked)"),
+        Some(_) => {
+            fresh(change, "its definition changed after it was approved (a rug pull, until somebody has looked)")
+        }
         None => fresh(change, "its definition changed, and nobody has looked at it yet"),
     }
 }

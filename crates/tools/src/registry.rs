@@ -10,9 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::{
-    CallStatistics, FindingView, Health, Policy, ServerState, ServerView, Source, ToolState, ToolView,
-};
+use crate::api::{CallStatistics, FindingView, Health, Policy, ServerState, ServerView, Source, ToolState, ToolView};
 use crate::definition::{Definition, DefinitionHash, ServerName, ToolId};
 use crate::judge::Known;
 use crate::port::UpstreamStatus;

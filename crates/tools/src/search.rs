@@ -239,6 +239,14 @@ impl<K: Clone + Ord + Hash> Index<K> {
         removed
     }
 
+    /// The tags of a tool.
+    pub fn tags(&self, id: &K) -> Vec<String> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let slot = inner.slots.get(id).map(|slot| *slot as usize);
+        let known = slot.and_then(|slot| inner.known.get(slot)).and_then(Option::as_ref);
+        known.map(|known| known.tags.to_vec()).unwrap_or_default()
+    }
+
     /// How many tools there are, and how many of them have vectors.
     pub fn len(&self) -> (usize, usize) {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);

@@ -63,6 +63,20 @@ pub struct PoolSettings {
 }
 
 impl PoolSettings {
+    /// Those of a configuration.
+    pub fn new(config: &lares_config::Config, launcher: Launcher) -> Self {
+        let tools = &config.tools;
+        Self {
+            start_timeout: tools.start_timeout,
+            list_timeout: tools.list_timeout,
+            circuit_after: tools.circuit_after,
+            circuit_open: tools.circuit_open,
+            max_result: tools.max_result.bytes(),
+            sandbox: config.agents.sandbox.clone(),
+            launcher,
+        }
+    }
+
     /// The largest message as a size in memory.
     fn max_message(&self) -> usize {
         usize::try_from(self.max_result).unwrap_or(usize::MAX)

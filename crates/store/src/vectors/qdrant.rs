@@ -7,7 +7,8 @@ use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::vectors_config::Config;
 use qdrant_client::qdrant::{
     Condition, CountPointsBuilder, CreateCollectionBuilder, DeletePointsBuilder, Distance, PointId, PointStruct,
-    PointsIdsList, ScoredPoint, SearchParamsBuilder, SearchPointsBuilder, UpsertPointsBuilder, VectorParams, VectorParamsBuilder,
+    PointsIdsList, ScoredPoint, SearchParamsBuilder, SearchPointsBuilder, UpsertPointsBuilder, VectorParams,
+    VectorParamsBuilder,
 };
 use qdrant_client::{Payload, Qdrant as Client, QdrantError};
 use serde_json::{Map, Value};
@@ -120,11 +121,10 @@ impl Vectors for Qdrant {
             // Qdrant takes it for an error.
             return self.count(collection).await.map(|_| Vec::new());
         }
-        let mut request =
-            SearchPointsBuilder::new(collection.as_str(), vector.to_vec(), limit as u64)
-                // The search in memory is exact too, and both must find the same.
-                .params(SearchParamsBuilder::default().exact(true))
-                .with_payload(true);
+        let mut request = SearchPointsBuilder::new(collection.as_str(), vector.to_vec(), limit as u64)
+            // The search in memory is exact too, and both must find the same.
+            .params(SearchParamsBuilder::default().exact(true))
+            .with_payload(true);
         if let Some(filter) = filter {
             let conditions = filter.must.iter().map(|(field, wanted)| match wanted {
                 Match::Text(text) => Condition::matches(field, text.clone()),

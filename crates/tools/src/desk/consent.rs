@@ -77,8 +77,7 @@ impl Consents {
             let asked = InputRequiredResult::from_input_requests(requests);
             return Ok(Answer::Ask(Box::new(CallToolResponse::InputRequired(asked))));
         }
-        let request: ServerRequest =
-            serde_json::from_value(question).map_err(|_| OfferError::Consent(id.clone()))?;
+        let request: ServerRequest = serde_json::from_value(question).map_err(|_| OfferError::Consent(id.clone()))?;
         match context.downstream.request(request).await {
             Ok(ClientResult::ElicitResult(result)) => {
                 let said = serde_json::to_value(result).unwrap_or_default();
@@ -143,6 +142,7 @@ fn fingerprint(key: Uuid, id: &ToolId, params: &CallToolRequestParams) -> [u8; 3
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    #![expect(deprecated, reason = "MCP 2026-07-28 deprecates logging; clients of today use it")]
     use std::sync::Arc;
 
     use async_trait::async_trait;
@@ -171,7 +171,6 @@ mod tests {
 
         async fn progress(&self, _: ProgressNotificationParam) {}
 
-        #[allow(deprecated, reason = "clients of today log")]
         async fn log(&self, _: LoggingMessageNotificationParam) {}
 
         async fn request(&self, request: ServerRequest) -> Result<ClientResult, ErrorData> {
@@ -184,7 +183,11 @@ mod tests {
         CallContext { downstream: Arc::new(Client { answer, in_result }), cancelled: CancellationToken::new() }
     }
 
-    async fn ask(consents: &Consents, params: &mut CallToolRequestParams, context: &CallContext) -> Result<bool, String> {
+    async fn ask(
+        consents: &Consents,
+        params: &mut CallToolRequestParams,
+        context: &CallContext,
+    ) -> Result<bool, String> {
         let id = "git__push".parse().unwrap();
         match consents.obtain(Uuid::nil(), &id, params, context).await {
             Ok(Answer::Yes) => Ok(true),
@@ -217,7 +220,8 @@ mod tests {
         let client = context(Value::Null, true);
         let mut params = CallToolRequestParams::new("git__push");
         assert_eq!(ask(&consents, &mut params, &client).await, Ok(false), "the question is the result");
-        let answers = json!({QUESTION: {"action": "accept", "content": {"allow": true}}, "other": {"action": "accept"}});
+        let answers =
+            json!({QUESTION: {"action": "accept", "content": {"allow": true}}, "other": {"action": "accept"}});
         params.input_responses = serde_json::from_value(answers).unwrap();
         assert_eq!(ask(&consents, &mut params, &client).await, Ok(true));
         assert_eq!(params.input_responses.clone().unwrap().keys().collect::<Vec<_>>(), ["other"], "the tool's own");

@@ -1,6 +1,7 @@
 //! What people see and decide: tools and servers with their history, approvals, and how things are.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use async_trait::async_trait;
 use lares_gate::Caller;
 use lares_store::audit::Entry;
 use lares_store::tools::{CallCount, ChangeRecord, ChangeWrite, VersionRecord};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::Desk;
@@ -99,21 +101,30 @@ impl Desk {
         Ok(())
     }
 
-    /// A round of discovery, and a moment for the servers that it has started.
+    /// A round of discovery, and a moment for the servers that it has started. It goes on when the caller goes away.
     async fn settled_round(self: &Arc<Self>) -> Result<RoundView, RecordError> {
-        let mut done = timeout(ROUND, self.look())
+        let round: JoinHandle<_> = tokio::spawn(settle(Arc::clone(self)));
+        timeout(ROUND, round)
             .await
-            .map_err(|_| RecordError::Unavailable(format!("the round is not done within {} s", ROUND.as_secs())))??;
-        let settle = async {
-            while self.upstreams.status().iter().any(|status| status.health == Health::Starting) {
+            .map_err(|_| RecordError::Unavailable(format!("the round is not done within {} s", ROUND.as_secs())))?
+            .map_err(|_| RecordError::Unavailable("the daemon is about to end".to_owned()))?
+    }
+}
+
+/// Boxed, because the compiler cannot otherwise show that it may move between threads.
+fn settle(desk: Arc<Desk>) -> Pin<Box<dyn Future<Output = Result<RoundView, RecordError>> + Send>> {
+    Box::pin(async move {
+        let mut done = desk.look().await?;
+        let settled = async {
+            while desk.upstreams.status().iter().any(|status| status.health == Health::Starting) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         // Slow servers are taken down when they answer.
-        let _ = timeout(SETTLE, settle).await;
-        done.changes += self.lists().await;
+        let _ = timeout(SETTLE, settled).await;
+        done.changes += desk.lists().await;
         Ok(done)
-    }
+    })
 }
 
 fn change(kind: &'static str, tool: &Tool, by: &Caller, reason: &str) -> ChangeWrite {

@@ -45,9 +45,8 @@ impl Desk {
     /// # Errors
     /// When the server does not say, or PostgreSQL does not take it; what was known stays.
     pub(crate) async fn refresh(&self, server: &ServerName) -> Result<Taken, ListingError> {
-        let turn = Arc::clone(
-            self.listing.lock().unwrap_or_else(PoisonError::into_inner).entry(server.clone()).or_default(),
-        );
+        let turn =
+            Arc::clone(self.listing.lock().unwrap_or_else(PoisonError::into_inner).entry(server.clone()).or_default());
         let _turn = turn.lock().await;
         let offer = self.upstreams.offer(server).await?;
         let changes = self.take(server, offer.tools).await?;

@@ -207,10 +207,7 @@ impl Offers for Desk {
             return Ok(Arc::new(offered));
         }
         if tool.gone_since.is_some() {
-            return Err(OfferError::NoTool {
-                name: name.to_owned(),
-                hint: "; its server lists it no more".to_owned(),
-            });
+            return Err(OfferError::NoTool { name: name.to_owned(), hint: "; its server lists it no more".to_owned() });
         }
         if tool.state != ToolState::Approved {
             let reason = format!("{}; a person can look at it with `lares tools show {id}`", tool.reason);
@@ -366,6 +363,7 @@ impl Offers for Desk {
                 server
             }
             Reference::Resource(resource) => self.server_of_template(view, &resource.uri)?,
+            other => return Err(OfferError::NotFound { what: "reference", name: format!("{other:?}") }),
         };
         Ok(self.upstreams.complete(&server, params, context).await?)
     }

@@ -147,13 +147,8 @@ impl Desk {
         if !any {
             return Ok(0);
         }
-        let turn = Arc::clone(
-            self.listing
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .entry(server.clone())
-                .or_default(),
-        );
+        let turn =
+            Arc::clone(self.listing.lock().unwrap_or_else(PoisonError::into_inner).entry(server.clone()).or_default());
         let _turn = turn.lock().await;
         let changes = self.take(server, Vec::new()).await?;
         for change in [ListChange::Resources, ListChange::Prompts] {
@@ -163,7 +158,7 @@ impl Desk {
     }
 
     /// Fetches the lists of all servers that answer, beside each other. Gives the number of changes within 5 s.
-    async fn lists(self: &Arc<Self>) -> usize {
+    pub(super) async fn lists(self: &Arc<Self>) -> usize {
         let up: Vec<ServerName> = self
             .upstreams
             .status()

@@ -42,9 +42,9 @@ struct Servers {
 
 impl Servers {
     fn list(&self, server: &str, tools: &[(&str, &str)]) {
-        let tools = tools.iter().map(|(name, description)| {
-            json!({"name": name, "description": description, "inputSchema": {"type": "object"}})
-        });
+        let tools = tools.iter().map(
+            |(name, description)| json!({"name": name, "description": description, "inputSchema": {"type": "object"}}),
+        );
         self.listed.lock().unwrap().insert(server.to_owned(), tools.collect());
     }
 
@@ -372,7 +372,9 @@ async fn policy_and_toolsets_decide_what_a_key_sees_and_calls() {
     assert!(matches!(house.call("agent", "b__read").await, Err(OfferError::Consent(_))));
     let confirmed = CallToolRequestParams::new("b__read");
     house.desk.call(&house.view("agent"), confirmed, true, CallContext::default()).await.unwrap();
-    assert!(house.desk.view(&caller("me"), Some("small")).is_err() && house.desk.view(&caller("me"), Some("x")).is_err());
+    assert!(
+        house.desk.view(&caller("me"), Some("small")).is_err() && house.desk.view(&caller("me"), Some("x")).is_err()
+    );
     let found = house.desk.search(&house.view("bot"), &SearchQuery { q: "reads".into(), ..Default::default() }).await;
     let found: Vec<String> = found.unwrap().hits.into_iter().map(|hit| hit.name).collect();
     assert_eq!(found, ["read"]);
@@ -380,7 +382,10 @@ async fn policy_and_toolsets_decide_what_a_key_sees_and_calls() {
 
 #[tokio::test]
 async fn a_server_that_is_away_for_long_hides_its_own_tools_alone() {
-    let house = House::of("[tools.servers.a]\ncommand = [\"a\"]\ntrusted = true\n[tools.servers.b]\ncommand = [\"b\"]\ntrusted = true").await;
+    let house = House::of(
+        "[tools.servers.a]\ncommand = [\"a\"]\ntrusted = true\n[tools.servers.b]\ncommand = [\"b\"]\ntrusted = true",
+    )
+    .await;
     house.servers.list("a", &[("x", "Does x")]);
     house.servers.list("b", &[("y", "Does y")]);
     house.desk.look().await.unwrap();

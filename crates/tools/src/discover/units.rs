@@ -54,10 +54,13 @@ pub(super) async fn look(
         }
     };
     // Instances share the file of their template, which is read once.
-    let files: BTreeSet<&PathBuf> = units.iter().flat_map(parts).collect();
+    let files: BTreeSet<PathBuf> = units.iter().flat_map(parts).cloned().collect();
     let mut said = HashMap::new();
     let mut reading = stream::iter(files)
-        .map(|file| async move { (file, around.read(file, LARGEST).await) })
+        .map(|file: PathBuf| async move {
+            let content = around.read(&file, LARGEST).await;
+            (file, content)
+        })
         .buffer_unordered(AT_ONCE)
         .take_until(Box::pin(sleep_until(end)));
     while let Some((file, content)) = reading.next().await {
