@@ -64,7 +64,7 @@ struct Demonstration<'a> {
 
 impl Demonstration<'_> {
     async fn show(&self, began: Instant) -> Result<u8> {
-        say(2, "lares up: PostgreSQL, llama-server, coordinator, ralph");
+        say(2, "lares up: PostgreSQL, llama-server, coordinator, ralph, tools");
         let mut up = self.start_up().await?;
         let shown = self.show_running(&mut up).await;
         // Whatever happened: nothing of it stays.

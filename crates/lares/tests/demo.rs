@@ -24,6 +24,7 @@ fn the_demo_ends_in_a_commit_whose_tests_pass_and_leaves_no_process() {
         .arg(format!("llama.server={}", server.display()))
         .args(["--set", "coordinator.listen=127.0.0.1:0", "--set", "ralph.listen=127.0.0.1:0"])
         .args(["--set", "healer.listen=127.0.0.1:0"])
+        .args(["--set", "tools.listen=127.0.0.1:0", "--set", "tools.search.embedding=none"])
         .args(["demo", "--model", name])
         .output()
         .unwrap();

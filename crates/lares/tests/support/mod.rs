@@ -76,6 +76,7 @@ impl Stack {
         format!(
             // Tests add keys of ralph's behind it.
             "[llama]\nserver = \"{}\"\n[coordinator]\nlisten = \"127.0.0.1:0\"\n[healer]\nlisten = \"127.0.0.1:0\"\n\
+             [tools]\nlisten = \"127.0.0.1:0\"\n[tools.search]\nembedding = \"none\"\n\
              [ralph]\nlisten = \"127.0.0.1:0\"\n",
             server.display()
         )
