@@ -69,7 +69,8 @@ def check_healer(box):
     until("the healer acts", lambda: of_healer(box, "/api/v1/units")["acting"], 30)
     watched = {unit["unit"] for unit in of_healer(box, "/api/v1/units")["units"]}
     told = {f"{name}.service" for name in (
-        "app", "postgresql", "lares-coordinator", "lares-ralph", "lares-llama-coder", "lares-llama-fetched",
+        "app", "postgresql", "lares-coordinator", "lares-ralph", "lares-tools", "lares-llama-coder",
+        "lares-llama-fetched",
     )}
     problems = [] if watched == told else [f"it watches {sorted(watched)}"]
     user = box.run("ps", "-o", "user:32=", "-p", main_pid(box, "lares-healer"))

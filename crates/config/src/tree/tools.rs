@@ -88,7 +88,8 @@ pub struct ToolServer {
     pub command: Vec<String>,
     /// URL of a server that speaks streamable HTTP.
     pub url: Option<String>,
-    /// Environment variables of the program. It gets these, `PATH`, `HOME`, `LANG` and `TZ`, and nothing else.
+    /// Environment variables of the program. It gets these, `PATH`, `HOME`, `TMPDIR`, `LANG` and `TZ`,
+    /// and nothing else.
     pub env: BTreeMap<String, String>,
     /// Environment variables whose value is in a file, for secrets.
     pub env_files: BTreeMap<String, PathBuf>,
