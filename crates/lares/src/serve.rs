@@ -28,6 +28,10 @@ pub async fn run(global: &Global, daemon: Daemon) -> Result<u8> {
         configuration::only_roots(global)?;
         log.level.push_str(",lares_healer::helper=info");
     }
+    if matches!(daemon, Daemon::Tools) {
+        // At `info` the library logs what servers tell their clients. A person's own filter for it wins.
+        log.level.insert_str(0, "rmcp=warn,");
+    }
     logging::start(&log)?;
     let shutdown = shutdown_on_signals()?;
     match daemon {
