@@ -18,6 +18,7 @@ pub fn parse(text: &str) -> Result<RangeInclusive<u16>, String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::parse;
 
     #[test]
