@@ -11,7 +11,7 @@ export LARES_LLAMA__MODELS_DIR := $(STATE)/models
 export LARES_LLAMA__ENGINES_DIR := $(STATE)/engines
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build demo test test-packages lint deny nix fixtures unit systemd docs-nixos bench bench-tools-quality bench-tools-vetting clean
+.PHONY: help packages build demo test test-packages lint deny nix fixtures tools-servers tests-built unit tools-real tools-conformance systemd docs-nixos bench bench-tools-quality bench-tools-vetting clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,12 +21,12 @@ packages: ## Install the Debian packages that are missing, saying which
 
 build: ## Build the release binary
 	@echo "building lares (first time: 5 to 10 minutes on two cores) …"
-	cargo build --release --locked --package lares
+	cargo build --release --locked --workspace --bin lares
 
 demo: packages build ## Watch a real local model solve a coding task
 	$(TARGET)/release/lares --state-dir $(STATE) demo --model $(MODEL)
 
-test: test-packages lint deny nix fixtures unit systemd ## Prove everything: lints, unit tests, real parts, the demo itself
+test: test-packages lint deny nix fixtures unit tools-real tools-conformance systemd ## Prove everything: lints, unit tests, real parts, the demo itself
 
 test-packages:
 	@scripts/packages tests
@@ -38,16 +38,19 @@ lint:
 deny:
 	@scripts/deny
 
-nix: ## Evaluate the NixOS modules: hosts, variations, mistakes, and that they have the configuration's keys
-	cargo build --locked --package lares
+# One selection of packages for everything that tests build: what a crate is built with depends on what is built with it,
+# and another selection would build most of them once more, llama.cpp among them.
+tests-built:
+	cargo test --workspace --locked --no-run
+
+nix: tests-built ## Evaluate the NixOS modules: hosts, variations, mistakes, and that they have the configuration's keys
 	@LARES_TEST_BIN="$(TARGET)/debug/lares" tests/nix/run
 
 docs-nixos: ## Write docs/nixos-options.md and tests/systemd/rendered/ from the modules
 	@tests/nix/run --write-docs
 	@tests/systemd/run --write
 
-fixtures: ## Fetch what the tests of the whole use: models, llama-server, the OpenAI client
-	cargo build --locked --package lares
+fixtures: tests-built tools-servers ## Fetch what the tests of the whole use: models, llama-server, the OpenAI client, MCP servers
 	$(TARGET)/debug/lares --state-dir $(STATE) engine install
 	$(TARGET)/debug/lares --state-dir $(STATE) model pull $(MODEL)
 	$(TARGET)/debug/lares --state-dir $(STATE) model pull $(EMBED_MODEL)
@@ -55,17 +58,24 @@ fixtures: ## Fetch what the tests of the whole use: models, llama-server, the Op
 	@$(STATE)/openai/bin/pip install --quiet --disable-pip-version-check openai==$(OPENAI) \
 	  || echo "SKIP openai-client: the package cannot be installed here"
 
+tools-servers:
+	@tests/tools/install $(STATE)/mcp
+
 # The parts that tests take from the environment; without them they print SKIP.
 PARTS = LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
 	LARES_TEST_EMBED_MODEL="$(STATE)/models/$(EMBED_MODEL).gguf" \
 	LARES_TEST_LLAMA_SERVER="$$($(TARGET)/debug/lares --state-dir $(STATE) --json engine show | sed -n 's/^  "path": "\(.*\)",$$/\1/p')" \
 	LARES_TEST_OPENAI_PYTHON="$(STATE)/openai/bin/python" \
-	LARES_TEST_BIN="$(TARGET)/debug/lares" LARES_TEST_ROOTS="$(STATE)/roots"
+	LARES_TEST_BIN="$(TARGET)/debug/lares" LARES_TEST_ROOTS="$(STATE)/roots" LARES_TEST_MCP="$(STATE)/mcp"
 
-# One test of the whole at a time: they start llama-servers, which slow each other down without end on two cores.
 unit: ## Run the tests
-	$(PARTS) cargo test --workspace --locked --exclude lares -- --show-output
-	$(PARTS) cargo test --package lares --locked -- --test-threads 1 --nocapture
+	$(PARTS) cargo test --workspace --locked -- --show-output
+
+tools-real: ## Run the tools daemon with seven real MCP servers, each killed, hung and made to lie
+	@$(PARTS) tests/tools/run
+
+tools-conformance: ## Run the conformance suite of MCP against the tools daemon
+	@$(PARTS) tests/tools/conformance
 
 systemd: ## Start the units that the modules render under real systemd, an older and a newer one
 	@$(PARTS) tests/systemd/run

@@ -76,7 +76,7 @@ fn a_file_with_another_hash_is_not_used() {
 
 #[test]
 fn a_truncated_model_is_refused_before_anything_starts() {
-    let Some((model, server)) = real_parts("truncated-gguf") else { return };
+    let Some((model, server, _turn)) = real_parts("truncated-gguf") else { return };
     let state = state_dir();
     let cut = state.path().join("cut.gguf");
     let head = Command::new("head").args(["-c", "100000000"]).arg(&model).output().unwrap();
@@ -88,7 +88,7 @@ fn a_truncated_model_is_refused_before_anything_starts() {
 
 #[test]
 fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
-    let Some((model, server)) = real_parts("does-not-fit") else { return };
+    let Some((model, server, _turn)) = real_parts("does-not-fit") else { return };
     let state = state_dir();
     let base = Stack::base(&server).replace("[llama]\n", "[llama]\nmemory_budget = \"300 MiB\"\n");
     let toml = format!("{base}{}", Stack::model("coder", &model, "context_size = 32768\nslots = 4"));
@@ -97,7 +97,7 @@ fn a_model_that_does_not_fit_is_refused_with_the_numbers() {
 
 #[test]
 fn a_full_disk_fails_the_start_or_pauses_the_work_and_loses_no_task() {
-    let Some((model, server)) = real_parts("disk-full") else { return };
+    let Some((model, server, _turn)) = real_parts("disk-full") else { return };
     let mount = state_dir();
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=400m,mode=755", "tmpfs"])

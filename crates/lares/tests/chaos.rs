@@ -13,7 +13,7 @@ const TASKS: usize = 20;
 
 #[test]
 fn no_task_is_lost_or_done_twice_while_everything_is_killed() {
-    let Some((model, server)) = real_parts("chaos") else { return };
+    let Some((model, server, _turn)) = real_parts("chaos") else { return };
     let state = state_dir();
     let configuration = format!(
         "{}lease = \"3s\"\nmax_iterations = 3\n{}",

@@ -7,7 +7,7 @@ use support::{git, lares, processes_of, real_parts, state_dir, text};
 
 #[test]
 fn the_demo_ends_in_a_commit_whose_tests_pass_and_leaves_no_process() {
-    let Some((model, server)) = real_parts("demo") else { return };
+    let Some((model, server, _turn)) = real_parts("demo") else { return };
     let state = state_dir();
     // The files the suite fetched stand in for the download, under the names that a download gives them.
     let models = state.path().join("models");

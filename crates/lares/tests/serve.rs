@@ -168,7 +168,7 @@ async fn daemons_tell_systemd_that_they_are_ready_alive_and_ending() {
 
 #[test]
 fn a_model_is_served_as_a_unit_and_its_end_is_the_units() {
-    let Some((model, server)) = real_parts("serve-llama") else { return };
+    let Some((model, server, _turn)) = real_parts("serve-llama") else { return };
     let state = state_dir();
     let port = free_port();
     let more = format!("port = {port}\ncontext_size = 1024\n");

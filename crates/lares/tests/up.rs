@@ -11,7 +11,7 @@ use support::{Stack, real_parts, repository, signal, state_dir, text};
 
 #[test]
 fn up_serves_heals_and_stops_within_ten_seconds() {
-    let Some((model, server)) = real_parts("up") else { return };
+    let Some((model, server, _turn)) = real_parts("up") else { return };
     let state = state_dir();
     let configuration = format!(
         "{}{}{}",

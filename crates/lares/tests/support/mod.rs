@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -13,14 +14,19 @@ pub const EXAMPLE: [(&str, &str); 2] = [
     ("test_scores.py", include_str!("../../demo/test_scores.py")),
 ];
 
-/// The model and the `llama-server` that `make test` fetched; `None` after saying that the test is skipped.
-pub fn real_parts(test: &str) -> Option<(PathBuf, PathBuf)> {
+/// Tests with a real model take turns: they start llama-servers, which slow each other down without end on two cores.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The model and the `llama-server` that `make test` fetched, and the turn of the test that holds them; `None` after saying
+/// that the test is skipped.
+pub fn real_parts(test: &str) -> Option<(PathBuf, PathBuf, MutexGuard<'static, ()>)> {
     let get = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_file());
     let parts = get("LARES_TEST_MODEL").zip(get("LARES_TEST_LLAMA_SERVER"));
     if parts.is_none() {
         eprintln!("SKIP {test}: LARES_TEST_MODEL and LARES_TEST_LLAMA_SERVER name no files; `make test` sets them");
     }
-    parts
+    let (model, server) = parts?;
+    Some((model, server, TURN.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// The command under test, without the settings of whoever runs the tests.
