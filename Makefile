@@ -68,13 +68,13 @@ PARTS = LARES_TEST_MODEL="$(STATE)/models/$(MODEL).gguf" \
 	LARES_TEST_OPENAI_PYTHON="$(STATE)/openai/bin/python" \
 	LARES_TEST_BIN="$(TARGET)/debug/lares" LARES_TEST_ROOTS="$(STATE)/roots" LARES_TEST_MCP="$(STATE)/mcp"
 
-unit: ## Run the tests
+unit: tests-built ## Run the tests
 	$(PARTS) cargo test --workspace --locked -- --show-output
 
-tools-real: ## Run the tools daemon with seven real MCP servers, each killed, hung and made to lie
+tools-real: tests-built tools-servers ## Run the tools daemon with seven real MCP servers, each killed, hung and made to lie
 	@$(PARTS) tests/tools/run
 
-tools-conformance: ## Run the conformance suite of MCP against the tools daemon
+tools-conformance: tests-built tools-servers ## Run the conformance suite of MCP against the tools daemon
 	@$(PARTS) tests/tools/conformance
 
 systemd: ## Start the units that the modules render under real systemd, an older and a newer one

@@ -216,6 +216,31 @@ fn an_approval_is_for_what_was_shown_and_never_by_default() {
 }
 
 #[test]
+fn what_is_granted_is_shown_first_and_paths_are_meant_from_here() {
+    let place = Place::new();
+    let (code, _, err) = place.run(&["approve", "time__set", "--network", "host", "--yes"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("are for a server; time__set is a tool"), "{err}");
+    let (code, _, err) = place.run(&["approve", "notes", "--network", "some"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("none, host"), "{err}");
+    let inbox = place.home.path().canonicalize().unwrap().join("inbox");
+    std::fs::create_dir(&inbox).unwrap();
+    let mut command = place.command(
+        place.address,
+        &["approve", "notes", "--network", "host", "--read", "~/notes", "--write", "inbox", "--yes"],
+    );
+    let (code, out, _) = shown(command.current_dir(place.home.path()).output().unwrap());
+    assert_eq!(code, 0);
+    assert!(out.contains("TCP, as the machine has it") && out.contains(inbox.to_str().unwrap()), "{out}");
+    let changes: Vec<String> = place.told().into_iter().filter(|line| line.starts_with("POST ")).collect();
+    let (fingerprint, inbox) = ("77aa88bb".repeat(8), inbox.display());
+    let body =
+        format!(r#"{{"hash":"{fingerprint}","tools":false,"network":"host","read":["~/notes"],"write":["{inbox}"]}}"#);
+    assert_eq!(changes, [format!("POST /api/v1/servers/notes/approve {body}")]);
+}
+
+#[test]
 fn all_pages_are_listed_and_names_come_one_a_line() {
     let place = Place::new();
     let (code, out, _) = place.run(&["list", "--ids", "--server", "time"]);

@@ -22,7 +22,7 @@ use lares_config::{Network, Sandbox, SandboxMode};
 use serde::{Deserialize, Serialize};
 
 pub use descendants::end_sessions;
-pub use paths::{expand, home, remove};
+pub use paths::{expand, home, is_system, links, remove};
 pub use start::{Scratch, Streams, start};
 pub use wire::{Refusal, Report, Spec};
 

@@ -137,8 +137,13 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().take(MAX_ENTRIES).map(|entry| entry.path()).collect()
 }
 
+/// Whether every run may read `path` (one without symbolic links in it), as far as its permissions let it.
+pub fn is_system(path: &Path) -> bool {
+    SYSTEM.iter().any(|system| path.starts_with(system)) || path.starts_with("/etc")
+}
+
 /// The symbolic links one walks through to reach `path`, each with where it points.
-pub(super) fn links(path: &Path) -> Vec<(PathBuf, PathBuf)> {
+pub fn links(path: &Path) -> Vec<(PathBuf, PathBuf)> {
     /// As many as the kernel follows.
     const MAX_LINKS: usize = 40;
     let mut found = Vec::new();

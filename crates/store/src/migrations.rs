@@ -18,6 +18,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, name: "incidents", sql: include_str!("../migrations/0003_incidents.sql") },
     Migration { version: 4, name: "failures", sql: include_str!("../migrations/0004_failures.sql") },
     Migration { version: 5, name: "tools", sql: include_str!("../migrations/0005_tools.sql") },
+    Migration { version: 6, name: "tool-grants", sql: include_str!("../migrations/0006_tool_grants.sql") },
 ];
 
 /// Key of the advisory lock that daemons starting together queue on: "lares" in ASCII.

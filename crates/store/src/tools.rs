@@ -34,10 +34,12 @@ pub struct ServerRecord {
     pub origin: String,
     /// How it is reached, with secrets masked.
     pub transport: Value,
-    /// SHA-256 over all that would be run or connected to.
+    /// Stands for all that would be run or connected to.
     pub fingerprint: String,
     /// The fingerprint a person approved.
     pub approved_fingerprint: Option<String>,
+    /// What was granted with that approval; `None`: nothing.
+    pub granted: Option<Value>,
     /// `approved`, `proposed` or `rejected`.
     pub state: String,
     /// Whether its new tools are used without asking.
@@ -59,6 +61,7 @@ impl ServerRecord {
             transport: row.try_get("transport")?,
             fingerprint: row.try_get("fingerprint")?,
             approved_fingerprint: row.try_get("approved_fingerprint")?,
+            granted: row.try_get("granted")?,
             state: row.try_get("state")?,
             trusted: row.try_get("trusted")?,
             first_seen: row.try_get("first_seen")?,
@@ -311,12 +314,12 @@ impl Tools<'_> {
             transaction
                 .execute(
                     "INSERT INTO tool_servers AS s (name, source, origin, transport, fingerprint, approved_fingerprint,
-                         state, trusted, first_seen, last_seen, gone_since)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                         granted, state, trusted, first_seen, last_seen, gone_since)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
                      ON CONFLICT (name) DO UPDATE SET source = excluded.source, origin = excluded.origin,
                          transport = excluded.transport, fingerprint = excluded.fingerprint,
-                         approved_fingerprint = excluded.approved_fingerprint, state = excluded.state,
-                         trusted = excluded.trusted, last_seen = excluded.last_seen, gone_since = excluded.gone_since",
+                         approved_fingerprint = excluded.approved_fingerprint, granted = excluded.granted,
+                         state = excluded.state, trusted = excluded.trusted, last_seen = excluded.last_seen, gone_since = excluded.gone_since",
                     &[
                         &server.name,
                         &server.source,
@@ -324,6 +327,7 @@ impl Tools<'_> {
                         &clean_json(&server.transport),
                         &server.fingerprint,
                         &server.approved_fingerprint,
+                        &server.granted.as_ref().map(clean_json),
                         &server.state,
                         &server.trusted,
                         &server.first_seen,

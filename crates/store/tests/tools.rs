@@ -17,6 +17,7 @@ fn server(name: &str) -> ServerRecord {
         transport: json!({"kind": "stdio", "command": ["x\u{0}y"]}),
         fingerprint: "f1".to_owned(),
         approved_fingerprint: Some("f1".to_owned()),
+        granted: Some(json!({"network": "none", "read": ["/srv"], "write": []})),
         state: "approved".to_owned(),
         trusted: false,
         first_seen: Timestamp::UNIX_EPOCH,

@@ -1,7 +1,10 @@
 //! What travels over HTTP: the JSON of tools, servers, searches, calls and changes. One set of types for the daemon,
 //! the command line and the tests.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
+use lares_config::Network;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -145,6 +148,9 @@ pub struct ToolView {
     pub state: ToolState,
     /// Why it is in that state.
     pub reason: String,
+    /// Name of the key of the person who put it aside; absent: nobody did, and what holds it are the rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
     /// What happens when the caller calls it.
     pub policy: Policy,
     /// Whether its server answers now.
@@ -267,8 +273,20 @@ pub struct ServerView {
     /// How it is reached: `{"kind": "stdio", "command": […], "environment": [names]}` or `{"kind": "http", "url": …,
     /// "headers": [names]}`. What looks like a secret is masked.
     pub transport: Value,
-    /// SHA-256 over all that would be run or connected to: what an approval is for.
+    /// Stands for all that would be run or connected to: what an approval is for. HMAC-SHA256 with a key of this
+    /// installation, so that nobody can try secrets out on it.
     pub fingerprint: String,
+    /// What its program may touch besides, given with the approval of this fingerprint; absent where that is nothing,
+    /// and for a server of the configuration, whose `transport` says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Grant>,
+    /// What is open in its entry and only its client can fill in, one phrase each: it cannot be approved like that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// Paths its program cannot do without as far as can be seen, and may not read now: to be granted with `read`. Left
+    /// out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<String>,
     /// Revision of the protocol it speaks; absent before the first connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
@@ -408,8 +426,61 @@ pub struct ApproveBody {
     /// server: its `fingerprint`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
-    /// For a server: approve all its tools that have no finding above `info` as well.
+    /// For a server: approve all its tools that have no finding above `info` and that no person put aside as well.
     pub tools: bool,
+    /// For a server that is a program: TCP it may use, `none` or `host`. When one of `network`, `read` and `write` is
+    /// given, they are all that is granted; without any, an approved server keeps what it has and another gets nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub network: Option<Network>,
+    /// For a server that is a program: paths it may read besides the system's own. `~` is the daemon's home directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub read: Option<Vec<PathBuf>>,
+    /// For a server that is a program: paths it may write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub write: Option<Vec<PathBuf>>,
+}
+
+impl ApproveBody {
+    /// What is to be granted; `None`: it says nothing of that.
+    pub fn grant(&self) -> Option<Grant> {
+        let said = self.network.is_some() || self.read.is_some() || self.write.is_some();
+        said.then(|| Grant {
+            network: self.network.unwrap_or(Network::None),
+            read: self.read.clone().unwrap_or_default(),
+            write: self.write.clone().unwrap_or_default(),
+        })
+    }
+}
+
+/// What the program of a server may touch besides what every one may, in the words of `tools.servers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grant {
+    /// TCP it may use: `none` or `host`.
+    #[schema(value_type = String)]
+    pub network: Network,
+    /// Paths it may read.
+    #[schema(value_type = Vec<String>)]
+    pub read: Vec<PathBuf>,
+    /// Paths it may write.
+    #[schema(value_type = Vec<String>)]
+    pub write: Vec<PathBuf>,
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self { network: Network::None, read: Vec::new(), write: Vec::new() }
+    }
+}
+
+impl Grant {
+    /// Whether it grants nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Body of `POST /api/v1/tools/{id}/quarantine`.

@@ -1,6 +1,7 @@
 //! The daemon: everything put together, and the work that goes on beside the requests.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::definition::ServerName;
-use crate::desk::{Counter, Desk, Parts, Taken};
-use crate::discover::{Discovery, Machine};
+use crate::desk::{Counter, Desk, Parts, Taken, state_of};
+use crate::discover::{Discovery, FingerprintKey, Machine};
 use crate::finder::{Finder, FinderError};
 use crate::gateway::{Gateway, GatewaySettings};
 use crate::metrics::ToolMetrics;
@@ -39,6 +40,14 @@ pub enum ServeError {
     /// PostgreSQL.
     #[error(transparent)]
     Store(#[from] lares_store::Error),
+    /// The key for fingerprints of servers.
+    #[error("the key for fingerprints in {}: {source}", directory.display())]
+    Key {
+        /// Where it is kept.
+        directory: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The place for vectors.
     #[error(transparent)]
     Finder(#[from] FinderError),
@@ -70,6 +79,8 @@ pub async fn serve(
     // However this ends, what it started ends too.
     let _end = ended.clone().drop_guard();
     let recorder = Recorder::open(store.clone(), &config.state_dir, "tools").await?;
+    let key = FingerprintKey::open(&state_of(&config))
+        .map_err(|source| ServeError::Key { directory: state_of(&config), source })?;
     let finder = Arc::new(Finder::open(&config, &store).await?);
     let gate = Gate::open(store.clone(), &config.gate, ended.clone()).await?;
     let pool = Pool::new(PoolSettings::new(&config, launcher), &ended);
@@ -81,6 +92,7 @@ pub async fn serve(
         store: store.clone(),
         upstreams,
         discovery: Discovery::new(Arc::new(Machine::new(&config))),
+        key,
         finder: Arc::clone(&finder),
         recorder: recorder.clone(),
         metrics: tool_metrics.clone(),

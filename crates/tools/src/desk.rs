@@ -4,12 +4,14 @@
 //! PostgreSQL is written first and memory follows, so nothing is in use that is not on record.
 
 mod consent;
+mod homes;
 mod keeping;
 mod listing;
 mod offering;
 mod rounds;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,7 +25,7 @@ use tokio::sync::broadcast;
 
 use crate::api::{Health, RoundView, ToolState};
 use crate::definition::{ServerName, ToolId};
-use crate::discover::Discovery;
+use crate::discover::{Discovery, FingerprintKey};
 use crate::finder::Finder;
 use crate::metrics::{Gauges, Reading, ToolMetrics};
 use crate::offers::ListChange;
@@ -32,8 +34,10 @@ use crate::port::{UpstreamStatus, Upstreams};
 use crate::registry::{Registry, Server, Tool};
 
 use consent::Consents;
+use homes::Homes;
 pub(crate) use keeping::Counter;
 pub(crate) use listing::Taken;
+use watching::Watching;
 
 /// Changes kept for a slow listener; one that misses some takes everything for changed.
 const BELL: usize = 1024;
@@ -44,6 +48,8 @@ pub(crate) struct Desk {
     store: Store,
     upstreams: Arc<dyn Upstreams>,
     discovery: Discovery,
+    key: FingerprintKey,
+    homes: Homes,
     policies: Policies,
     finder: Arc<Finder>,
     recorder: Recorder,
@@ -59,6 +65,7 @@ pub(crate) struct Desk {
     counts: Mutex<BTreeMap<String, CallCount>>,
     searches: Mutex<CallCount>,
     consents: Consents,
+    watching: Watching,
     /// The servers whose tools were shown last.
     shown: Mutex<BTreeSet<ServerName>>,
     started: Instant,
@@ -70,6 +77,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) upstreams: Arc<dyn Upstreams>,
     pub(crate) discovery: Discovery,
+    pub(crate) key: FingerprintKey,
     pub(crate) finder: Arc<Finder>,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: ToolMetrics,
@@ -81,7 +89,7 @@ impl Desk {
     /// # Errors
     /// When PostgreSQL fails.
     pub(crate) async fn open(parts: Parts) -> Result<Arc<Self>, lares_store::Error> {
-        let Parts { config, store, upstreams, discovery, finder, recorder, metrics } = parts;
+        let Parts { config, store, upstreams, discovery, key, finder, recorder, metrics } = parts;
         let servers = store.tools().servers().await?;
         let tools = store.tools().all().await?;
         let (known_servers, known_tools) = (servers.len(), tools.len());
@@ -106,10 +114,12 @@ impl Desk {
         }
         Ok(Arc::new(Self {
             policies: Policies::new(&config.tools),
+            homes: Homes::new(state_of(&config).join("homes")),
             config,
             store,
             upstreams,
             discovery,
+            key,
             finder,
             recorder,
             metrics,
@@ -121,6 +131,7 @@ impl Desk {
             counts: Mutex::default(),
             searches: Mutex::default(),
             consents: Consents::default(),
+            watching: Watching::default(),
             shown: Mutex::default(),
             started: Instant::now(),
         }))
@@ -206,6 +217,11 @@ impl Desk {
             }
         }
     }
+}
+
+/// The daemon's own directory below the one for state: the key for fingerprints, and homes of servers.
+pub(crate) fn state_of(config: &Config) -> std::path::PathBuf {
+    config.state_dir.join("tools")
 }
 
 impl std::fmt::Debug for Desk {

@@ -12,6 +12,7 @@
 
 mod around;
 mod client;
+mod fingerprint;
 mod lenient;
 mod machine;
 mod mask;
@@ -27,16 +28,17 @@ use std::time::Duration;
 
 use lares_config::{McpEra, Network, ToolServer, Tools};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use url::Url;
 
 pub use around::{Around, Listening, ReadError, UnitFiles};
+pub use fingerprint::FingerprintKey;
 pub use machine::{Machine, house_ports};
 pub use ports::Asked;
 
 use crate::api::Source;
 use crate::definition::{MAX_SERVER_NAME, ServerName};
 use crate::port::{Endpoint, Program, Target, Transport};
+use fingerprint::Fingerprint;
 
 /// Most servers of one round; what is beyond is named as a problem.
 const MAX_FOUND: usize = 1000;
@@ -90,10 +92,10 @@ impl fmt::Debug for Found {
 }
 
 impl Found {
-    /// SHA-256 over all that would be run or connected to, values of the environment and of headers included, as 64
-    /// hexadecimal digits. An approval is for this and nothing else.
-    pub fn fingerprint(&self) -> String {
-        let mut digest = Fingerprint::new();
+    /// Stands for all that would be run or connected to, values of the environment and of headers included, as 64
+    /// hexadecimal digits of HMAC-SHA256. An approval is for this and nothing else.
+    pub fn fingerprint(&self, key: &FingerprintKey) -> String {
+        let mut digest = Fingerprint::new(key);
         match &self.transport {
             Transport::Stdio(program) => {
                 digest.text("stdio");
@@ -299,6 +301,7 @@ fn declared(server: &ToolServer, home: Option<&Path>) -> Option<Transport> {
             env: server.env.clone(),
             env_files: server.env_files.clone(),
             directory: server.directory.clone(),
+            home: None,
             read: paths(&server.read),
             write: paths(&server.write),
             network: server.network,
@@ -460,45 +463,6 @@ fn quoted(text: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-/// SHA-256 over parts, each with its length, so that no two different servers give the same bytes.
-struct Fingerprint(Sha256);
-
-impl Fingerprint {
-    fn new() -> Self {
-        let mut digest = Self(Sha256::new());
-        digest.text("lares tool server 1");
-        digest
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_be_bytes());
-        self.0.update(bytes);
-    }
-
-    fn text(&mut self, text: &str) {
-        self.bytes(text.as_bytes());
-    }
-
-    fn list<'a, T: AsRef<std::ffi::OsStr> + 'a + ?Sized>(&mut self, items: impl Iterator<Item = &'a T>) {
-        let items: Vec<&T> = items.collect();
-        self.0.update((items.len() as u64).to_be_bytes());
-        items.iter().for_each(|item| self.bytes(item.as_ref().as_encoded_bytes()));
-    }
-
-    fn pairs<'a>(&mut self, pairs: impl Iterator<Item = (&'a str, &'a [u8])>) {
-        let pairs: Vec<_> = pairs.collect();
-        self.0.update((pairs.len() as u64).to_be_bytes());
-        for (name, value) in pairs {
-            self.text(name);
-            self.bytes(value);
-        }
-    }
-
-    fn finish(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
 }
 
 #[cfg(test)]

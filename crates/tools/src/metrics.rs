@@ -170,7 +170,7 @@ fn outcome(result: &Result<CallToolResponse, OfferError>) -> &'static str {
             OfferError::Denied { .. } => "denied",
             OfferError::Consent(_) => "consent",
             OfferError::Declined(_) => "declined",
-            OfferError::Arguments { .. } | OfferError::Query(_) => "arguments",
+            OfferError::Query(_) => "arguments",
         },
     }
 }

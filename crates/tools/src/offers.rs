@@ -93,14 +93,6 @@ pub enum OfferError {
     /// A person said no.
     #[error("a person declined the call of `{0}`")]
     Declined(ToolId),
-    /// The arguments do not fit the schema.
-    #[error("the arguments of `{id}` are wrong: {why}")]
-    Arguments {
-        /// The tool.
-        id: ToolId,
-        /// Where and why.
-        why: String,
-    },
     /// No such resource or prompt in this view.
     #[error("there is no {what} `{name}` here")]
     NotFound {
@@ -145,7 +137,7 @@ pub trait Offers: Send + Sync + 'static {
     /// where policy says `ask`, the client is asked through elicitation.
     ///
     /// # Errors
-    /// When it may not be called, the arguments do not fit, or the server fails.
+    /// When it may not be called, or the server fails. Whether the arguments fit is the server's to say.
     async fn call(
         &self,
         view: &View,
@@ -196,7 +188,8 @@ pub trait Offers: Send + Sync + 'static {
         context: CallContext,
     ) -> Result<CompleteResult, OfferError>;
 
-    /// Asks to be told of changes of a resource ([`ListChange::Resource`]), or no more.
+    /// Asks to be told of changes of a resource ([`ListChange::Resource`]), or no more. Counted by key and toolset: what
+    /// one lets go of goes on for the others.
     ///
     /// # Errors
     /// When it is not there or the server fails.

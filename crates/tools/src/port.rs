@@ -42,6 +42,9 @@ pub struct Program {
     pub env_files: BTreeMap<String, PathBuf>,
     /// Directory it runs in; `None`: a private empty one.
     pub directory: Option<PathBuf>,
+    /// Home directory that is still there when it is started again, made when it is missing; `None`: a private empty one
+    /// that goes with its process.
+    pub home: Option<PathBuf>,
     /// Paths it may read besides the system's own.
     pub read: Vec<PathBuf>,
     /// Paths it may write.
@@ -58,6 +61,7 @@ impl fmt::Debug for Program {
             .field("env", &self.env.keys())
             .field("env_files", &self.env_files)
             .field("directory", &self.directory)
+            .field("home", &self.home)
             .field("read", &self.read)
             .field("write", &self.write)
             .field("network", &self.network)
@@ -75,7 +79,7 @@ pub struct Endpoint {
     /// Headers whose value is read from a file when it is connected to.
     pub header_files: BTreeMap<String, PathBuf>,
     /// It may be on loopback: a person wrote the URL into the configuration or approved it. Other private and
-    /// link-local addresses are refused unless the URL itself names the address.
+    /// reserved addresses are refused unless the URL itself names the address; link-local ones always.
     pub loopback: bool,
 }
 

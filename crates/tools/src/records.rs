@@ -80,10 +80,11 @@ pub trait Records: Send + Sync + 'static {
     /// When there is none, or PostgreSQL fails.
     async fn server(&self, name: &ServerName) -> Result<ServerView, RecordError>;
 
-    /// Lets a server be started or connected to; with `body.tools`, its harmless tools are approved as well.
+    /// Lets a server be started or connected to, and touch what `body` grants; with `body.tools`, its harmless tools are
+    /// approved as well. The paths of `body` were checked.
     ///
     /// # Errors
-    /// When there is none, `body.hash` is not its fingerprint any more, or PostgreSQL fails.
+    /// When there is none, `body.hash` is not its fingerprint any more, it cannot be granted that, or PostgreSQL fails.
     async fn approve_server(
         &self,
         name: &ServerName,

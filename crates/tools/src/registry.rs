@@ -10,8 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::{CallStatistics, FindingView, Health, Policy, ServerState, ServerView, Source, ToolState, ToolView};
+use crate::api::{
+    CallStatistics, FindingView, Grant, Health, Policy, ServerState, ServerView, Source, ToolState, ToolView,
+};
 use crate::definition::{Definition, DefinitionHash, ServerName, ToolId};
+use crate::discover::Found;
 use crate::judge::Known;
 use crate::port::UpstreamStatus;
 
@@ -110,6 +113,7 @@ impl Tool {
             annotations: definition.annotations.clone().filter(|_| whole),
             state: self.state,
             reason: self.reason.clone(),
+            held_by: self.held_by.clone(),
             policy,
             available: available && self.gone_since.is_none(),
             tags: self.tags.clone(),
@@ -144,6 +148,8 @@ pub(crate) struct Server {
     pub(crate) transport: Value,
     pub(crate) fingerprint: String,
     pub(crate) approved_fingerprint: Option<String>,
+    /// Given with the approval of `approved_fingerprint`, and of no other.
+    pub(crate) granted: Grant,
     pub(crate) state: ServerState,
     pub(crate) trusted: bool,
     pub(crate) first_seen: Timestamp,
@@ -151,6 +157,8 @@ pub(crate) struct Server {
     pub(crate) gone_since: Option<Timestamp>,
     /// What it offers besides tools.
     pub(crate) extras: Arc<Extras>,
+    /// As the last round found it; `None` before the first round and for one that is gone.
+    pub(crate) found: Option<Arc<Found>>,
 }
 
 /// What a server offers besides tools.
@@ -171,12 +179,15 @@ impl Server {
             transport: record.transport,
             fingerprint: record.fingerprint,
             approved_fingerprint: record.approved_fingerprint,
+            // What cannot be read grants nothing.
+            granted: record.granted.and_then(|granted| serde_json::from_value(granted).ok()).unwrap_or_default(),
             state: named(&record.state)?,
             trusted: record.trusted,
             first_seen: record.first_seen,
             last_seen: record.last_seen,
             gone_since: record.gone_since,
             extras: Arc::default(),
+            found: None,
         })
     }
 
@@ -188,6 +199,7 @@ impl Server {
             transport: self.transport.clone(),
             fingerprint: self.fingerprint.clone(),
             approved_fingerprint: self.approved_fingerprint.clone(),
+            granted: Some(&self.granted).filter(|granted| !granted.is_empty()).map(json),
             state: name(&self.state),
             trusted: self.trusted,
             first_seen: self.first_seen,
@@ -226,6 +238,10 @@ impl Registry {
             origin: server.origin.clone(),
             transport: server.transport.clone(),
             fingerprint: server.fingerprint.clone(),
+            granted: Some(server.granted.clone())
+                .filter(|granted| server.state == ServerState::Approved && !granted.is_empty()),
+            needs: server.found.as_ref().map(|found| found.needs.clone()).unwrap_or_default(),
+            unreadable: Vec::new(),
             protocol: status.and_then(|status| status.protocol.clone()),
             implementation: status.and_then(|status| status.implementation.clone()),
             tools: 0,
@@ -243,6 +259,10 @@ impl Registry {
         }
         view
     }
+}
+
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
 }
 
 /// The name of a state, as JSON and PostgreSQL have it.

@@ -1,6 +1,7 @@
 //! The HTTP routes of the tools daemon: thin, over [`Records`] (what the registry keeps) and [`Offers`] (what a caller may
 //! search and call).
 
+use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ const PAGE: usize = 100;
 const PAGE_MAX: usize = 1000;
 /// Most hits of a search.
 const HITS_MAX: usize = 100;
+/// Most paths of one kind that are granted, and longest of them in bytes (PATH_MAX of Linux).
+const PATHS_MAX: usize = 64;
+const PATH_MAX: usize = 4096;
 /// Longest reason of a quarantine, in bytes.
 const REASON_MAX: usize = 1000;
 /// What callers are told to wait when something is away.
@@ -229,6 +233,7 @@ async fn call(
         (status = 200, body = ToolView),
         (status = 404, body = Problem),
         (status = 409, description = "It has changed since it was looked at, or is gone", body = Problem),
+        (status = 422, description = "It says what to grant, which is for servers", body = Problem),
     ))]
 async fn approve(
     State(services): State<Services>,
@@ -237,6 +242,9 @@ async fn approve(
     Body(body): Body<ApproveBody>,
 ) -> Result<Json<ToolView>, Problem> {
     let id = services.tool_id(&id).await?;
+    if body.grant().is_some() {
+        return Err(ungrantable("network", "a tool is granted nothing; its server is"));
+    }
     let approved = services.records.approve(&id, &body, &caller).await;
     let approved = services.told(approved).await;
     services.audit(&caller, "tool.approve", id.as_str(), &approved).await;
@@ -286,13 +294,15 @@ async fn server(State(services): State<Services>, Path(name): Path<String>) -> R
     Ok(Json(services.told(server).await?))
 }
 
-/// Lets a tool server be started or connected to. Its tools wait to be approved, unless `tools` is true.
+/// Lets a tool server be started or connected to, and its program touch what is granted. Its tools wait to be approved,
+/// unless `tools` is true.
 #[utoipa::path(post, path = "/api/v1/servers/{name}/approve", tag = "servers", request_body = ApproveBody,
     params(("name" = String, Path)),
     responses(
         (status = 200, body = ServerView),
         (status = 404, body = Problem),
-        (status = 409, description = "It has changed since it was looked at", body = Problem),
+        (status = 409, description = "It has changed since it was looked at, or cannot be granted that", body = Problem),
+        (status = 422, description = "A path is none that can be granted", body = Problem),
     ))]
 async fn approve_server(
     State(services): State<Services>,
@@ -301,10 +311,38 @@ async fn approve_server(
     Body(body): Body<ApproveBody>,
 ) -> Result<Json<ServerView>, Problem> {
     let name = server_name(&name, &services).await?;
+    for (field, paths) in [("read", &body.read), ("write", &body.write)] {
+        paths.as_deref().map_or(Ok(()), |paths| grantable(field, paths))?;
+    }
     let approved = services.records.approve_server(&name, &body, &caller).await;
     let approved = services.told(approved).await;
     services.audit(&caller, "server.approve", name.as_str(), &approved).await;
     approved.map(Json)
+}
+
+/// Whether these are paths that mean the same to everybody.
+fn grantable(field: &str, paths: &[PathBuf]) -> Result<(), Problem> {
+    if paths.len() > PATHS_MAX {
+        return Err(ungrantable(field, &format!("at most {PATHS_MAX} paths are taken")));
+    }
+    let clear = |path: &FilePath| {
+        let text = path.to_string_lossy();
+        (path.is_absolute() || path.starts_with("~"))
+            && text.len() <= PATH_MAX
+            && !text.chars().any(char::is_control)
+            && !path.components().any(|part| part == Component::ParentDir)
+    };
+    match paths.iter().find(|path| !clear(path)) {
+        None => Ok(()),
+        Some(path) => {
+            let path = short(&path.to_string_lossy());
+            Err(ungrantable(field, &format!("`{path}` has to be absolute or begin with `~/`, without `..`")))
+        }
+    }
+}
+
+fn ungrantable(field: &str, detail: &str) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-grant", format!("{field}: {detail}")).error(field, detail)
 }
 
 /// Says that a tool server is not wanted: it is ended, and its tools are not offered any more.
@@ -474,9 +512,6 @@ fn offered(error: &OfferError) -> Problem {
         )
         .error("confirmed", "has to be true"),
         OfferError::Declined(_) => Problem::new(StatusCode::FORBIDDEN, "call-declined", said),
-        OfferError::Arguments { why, .. } => {
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-arguments", said).error("arguments", why.clone())
-        }
         OfferError::NotFound { .. } => Problem::not_found("not-found", said),
         OfferError::Query(_) => Problem::bad_request("invalid-query", said),
         OfferError::Upstream(error) => upstream(error),

@@ -11,6 +11,7 @@ mod http;
 mod lines;
 mod lists;
 mod program;
+mod reading;
 mod secret;
 mod server;
 mod session;
@@ -18,6 +19,7 @@ mod stdio;
 mod traffic;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::definition::ServerName;
 use crate::port::{CallContext, Offer, Target, UpstreamError, UpstreamEvent, UpstreamStatus, Upstreams};
+pub(crate) use reading::unreadable;
 use server::Server;
 
 /// Events that a slow listener may be behind.
@@ -58,6 +61,8 @@ pub struct PoolSettings {
     pub max_result: u64,
     /// How programs are confined: mode and limits. Its paths are for checks and count for no server.
     pub sandbox: Sandbox,
+    /// Paths that no program reads, whatever it may read besides.
+    pub hidden: Vec<PathBuf>,
     /// What starts them.
     pub launcher: Launcher,
 }
@@ -73,6 +78,8 @@ impl PoolSettings {
             circuit_open: tools.circuit_open,
             max_result: tools.max_result.bytes(),
             sandbox: config.agents.sandbox.clone(),
+            // The key for fingerprints and the homes of others; keys of Lares itself.
+            hidden: ["tools", "keys"].map(|name| config.state_dir.join(name)).into(),
             launcher,
         }
     }
@@ -149,11 +156,13 @@ impl Upstreams for Pool {
         let mut targets: BTreeMap<ServerName, Target> =
             targets.into_iter().map(|target| (target.name.clone(), target)).collect();
         let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = BTreeMap::new();
         servers.retain(|name, server| {
             let stays = targets.get(name) == Some(&server.target);
             if stays {
                 targets.remove(name);
             } else {
+                watched.insert(name.clone(), server.watched_now());
                 server.retired.cancel();
             }
             stays
@@ -163,6 +172,8 @@ impl Upstreams for Pool {
         }
         for (name, target) in targets {
             let server = Server::new(target, self.settings.clone(), self.events.clone(), self.shutdown.child_token());
+            // Who watched its resources does so still, however it is reached now.
+            server.watch_also(watched.remove(&name).unwrap_or_default());
             self.keepers.spawn(server.clone().keep());
             servers.insert(name, server);
         }

@@ -370,6 +370,45 @@ async fn a_question_reaches_the_client_of_the_only_call_and_is_refused_otherwise
     assert!(answer.unwrap().contains("belongs to no call") && other.is_ok());
 }
 
+/// A client whose person takes a while.
+struct Thoughtful(Duration);
+
+#[async_trait]
+impl Downstream for Thoughtful {
+    fn capabilities(&self) -> ClientCapabilities {
+        ClientCapabilities::default()
+    }
+
+    async fn progress(&self, _: ProgressNotificationParam) {}
+
+    async fn log(&self, _: LoggingMessageNotificationParam) {}
+
+    async fn request(&self, _: ServerRequest) -> Result<ClientResult, ErrorData> {
+        tokio::time::sleep(self.0).await;
+        Ok(ClientResult::ElicitResult(ElicitResult::new(ElicitationAction::Accept)))
+    }
+}
+
+#[tokio::test]
+async fn the_clock_of_a_call_stands_still_while_a_person_thinks_and_goes_on_after_that() {
+    let mut target = target("s", fixture(&["sessions"]));
+    target.call_timeout = Duration::from_millis(500);
+    let bed = Bed::new(vec![target]).await;
+    bed.wait("s", Health::Up).await;
+    let thinks = |for_so_long| CallContext {
+        downstream: Arc::new(Thoughtful(for_so_long)),
+        cancelled: CancellationToken::new(),
+    };
+    let answer = bed.call_with("s", "ask", json!({}), thinks(Duration::from_millis(1500))).await.unwrap();
+    assert!(answer.contains("accept"), "{answer}");
+    // What it does with the answer is its own time again.
+    let began = Instant::now();
+    let then_slow = bed.call_with("s", "ask", json!({"then": 5000}), thinks(Duration::from_millis(700))).await;
+    assert!(matches!(then_slow, Err(UpstreamError::Timeout { .. })), "{then_slow:?}");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1150) && took < Duration::from_secs(4), "{took:?}");
+}
+
 #[tokio::test]
 async fn a_program_sees_its_own_variables_and_files_and_no_others() {
     let dir = tempfile::tempdir().unwrap();

@@ -182,6 +182,7 @@ impl Default for ToolDiscovery {
                 "~/.claude.json",
                 "~/.config/Claude/claude_desktop_config.json",
                 "~/.config/opencode/opencode.json",
+                "~/.config/opencode/opencode.jsonc",
                 "~/.config/goose/config.yaml",
             ]
             .into_iter()

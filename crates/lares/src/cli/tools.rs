@@ -1,6 +1,8 @@
 //! What can be typed after `lares tools`.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
 
 use crate::tools::complete;
@@ -57,9 +59,12 @@ Examples:
   lares tools approve git__git_log            shows it, asks, approves exactly what was shown
   lares tools approve notes                   a server that was found: from now on it is started or connected to
   lares tools approve notes --tools           … and its tools in which nothing suspicious was found
+  lares tools approve notes --network host    … and it may use the network, as what npx and uvx start has to
+  lares tools approve notes --read ~/notes --write ~/notes/inbox
   lares tools approve git__git_log --hash 3fa9c1d2 --yes       for scripts: only if it is still that definition
 
-A name with `__` in it is a tool's, any other a server's. Of --hash, 8 digits are enough.")]
+A name with `__` in it is a tool's, any other a server's. Of --hash, 8 digits are enough. --network, --read and --write
+say together all that a server's program may touch; said again, they take the place of what was said before.")]
     Approve(ApproveTools),
     /// Put a tool aside: nobody may call it until it is approved again
     #[command(after_help = "\
@@ -174,6 +179,15 @@ pub struct ApproveTools {
     /// For a server: approve its tools as well, those in which nothing suspicious was found
     #[arg(long)]
     pub tools: bool,
+    /// For a server that is a program: TCP it may use
+    #[arg(long, value_name = "MODE", value_parser = ["none", "host"])]
+    pub network: Option<String>,
+    /// For a server that is a program: a path it may read besides the system's own; may be given more than once
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub read: Vec<PathBuf>,
+    /// For a server that is a program: a path it may write; may be given more than once
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub write: Vec<PathBuf>,
     /// Only if its hash (of a server: its fingerprint) is this, or begins with it
     #[arg(long, value_name = "HASH")]
     pub hash: Option<String>,

@@ -32,7 +32,6 @@ fn as_json(round: &Round) -> Value {
                 "source": found.source,
                 "origin": found.origin,
                 "transport": found.shown(),
-                "fingerprint": found.fingerprint(),
                 "trusted": found.trusted,
                 "enabled": found.enabled,
                 "needs": found.needs,

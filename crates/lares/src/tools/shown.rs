@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use console::style;
+use lares_config::Network;
 use lares_tools::api::{
-    CallStatistics, ChangeList, ChangeView, DifferenceView, FindingView, Health, Policy, RoundView, SearchAnswer,
-    SearchMode, ServerList, ServerState, ServerView, Severity, Source, Statistics, ToolDetails, ToolList, ToolState,
-    ToolView, VersionView,
+    CallStatistics, ChangeList, ChangeView, DifferenceView, FindingView, Grant, Health, Policy, RoundView,
+    SearchAnswer, SearchMode, ServerList, ServerState, ServerView, Severity, Source, Statistics, ToolDetails, ToolList,
+    ToolState, ToolView, VersionView,
 };
 use serde_json::Value;
 use similar::{ChangeTag, TextDiff};
@@ -115,6 +116,9 @@ pub fn tool(details: &ToolDetails) -> String {
     let reason =
         if tool.reason.is_empty() { String::new() } else { format!(": {}", foreign::line(&tool.reason, LINE)) };
     fields.add("state", format!("{}{reason}", standing(tool)));
+    if let Some(by) = &tool.held_by {
+        fields.add("put aside by", foreign::line(by, LINE));
+    }
     fields.add("server", format!("{}{}", tool.server, if tool.available { "" } else { " (does not answer)" }));
     if !tool.tags.is_empty() {
         fields.add("tags", foreign::line(&tool.tags.join(" "), LINE));
@@ -276,7 +280,19 @@ fn server_state(server: &ServerView) -> String {
         ServerState::Proposed => style("proposed").yellow(),
         ServerState::Rejected => style("rejected").red(),
     };
-    if server.trusted { format!("{state}, trusted") } else { state.to_string() }
+    let mut parts = vec![state.to_string()];
+    if server.trusted {
+        parts.push("trusted".to_owned());
+    }
+    if server.granted.as_ref().is_some_and(|granted| granted.network == Network::Host) {
+        parts.push("network".to_owned());
+    }
+    match server.granted.as_ref().map_or(0, |granted| granted.read.len() + granted.write.len()) {
+        0 => {}
+        1 => parts.push("1 path".to_owned()),
+        paths => parts.push(format!("{paths} paths")),
+    }
+    parts.join(", ")
 }
 
 fn health(health: Health) -> String {
@@ -299,11 +315,47 @@ fn source(server: &ServerView) -> String {
     format!("{kind} {}", foreign::line(&server.origin, SUMMARY))
 }
 
+/// The command of a server that is a program; empty for others.
+pub fn command(transport: &Value) -> Vec<&str> {
+    transport.get("command").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// What the program of a server may touch now: as it was granted, or as the configuration says.
+pub fn grant(server: &ServerView) -> Grant {
+    if let Some(granted) = &server.granted {
+        return granted.clone();
+    }
+    let paths = |key: &str| {
+        let paths = server.transport.get(key).and_then(Value::as_array);
+        paths.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+    };
+    let network = if server.transport["network"] == "host" { Network::Host } else { Network::None };
+    Grant { network, read: paths("read"), write: paths("write") }
+}
+
+/// What a program may touch, as fields.
+pub fn may_use(grant: &Grant) -> String {
+    let mut fields = Fields::default();
+    fields.add("network", if grant.network == Network::Host { "TCP, as the machine has it" } else { "none" });
+    for (name, paths, none) in [
+        ("may read", &grant.read, "the system's programs and libraries"),
+        ("may write", &grant.write, "a directory of its own"),
+    ] {
+        if paths.is_empty() {
+            fields.add(name, format!("{none} only"));
+        } else {
+            let paths: Vec<String> = paths.iter().map(|path| foreign::line(&path.to_string_lossy(), LINE)).collect();
+            fields.add(name, format!("{none}, and {}", paths.join(" ")));
+        }
+    }
+    fields.0
+}
+
 /// How a server is reached, in one line.
 pub fn reached(transport: &Value) -> String {
-    if let Some(command) = transport.get("command").and_then(Value::as_array) {
-        let words: Vec<&str> = command.iter().filter_map(Value::as_str).collect();
-        return foreign::line(&words.join(" "), LINE);
+    let command = command(transport);
+    if !command.is_empty() {
+        return foreign::line(&command.join(" "), LINE);
     }
     let url = transport.get("url").and_then(Value::as_str);
     foreign::line(url.unwrap_or("?"), LINE)
@@ -323,6 +375,17 @@ pub fn server(server: &ServerView) -> String {
         if !names.is_empty() {
             fields.add(name, foreign::line(&names.join(" "), LINE));
         }
+    }
+    if server.state == ServerState::Approved && !command(&server.transport).is_empty() {
+        fields.0.push_str(&may_use(&grant(server)));
+    }
+    if !server.unreadable.is_empty() {
+        let paths: Vec<String> = server.unreadable.iter().map(|path| foreign::line(path, LINE)).collect();
+        fields.add("cannot read", paths.join(" "));
+    }
+    if !server.needs.is_empty() {
+        let needs: Vec<String> = server.needs.iter().map(|need| foreign::line(need, LINE)).collect();
+        fields.add("needs", format!("{}; only its client knows that", needs.join(", ")));
     }
     fields.add("fingerprint", digits(&server.fingerprint));
     if let Some(implementation) = &server.implementation {

@@ -166,6 +166,9 @@ impl Fixture {
             ["echo", "hang", "die", "huge", "change", "ask", "work", "env", "cancelled", "deaf", "children", "read"]
                 .map(tool)
                 .into();
+        if self.is("reaches") {
+            tools.extend(["connect", "write"].map(tool));
+        }
         if self.changed.load(Ordering::Acquire) {
             tools.push(tool("added"));
         }
@@ -216,7 +219,9 @@ impl Fixture {
                     "method": "elicitation/create",
                     "params": {"message": "Really?", "requestedSchema": {"type": "object", "properties": {}}},
                 }));
-                text(&answer.recv_timeout(FOREVER).unwrap_or_default().to_string())
+                let answer = answer.recv_timeout(FOREVER).unwrap_or_default();
+                std::thread::sleep(Duration::from_millis(arguments["then"].as_u64().unwrap_or(0)));
+                text(&answer.to_string())
             }
             "work" => {
                 let token = &params["_meta"]["progressToken"];
@@ -246,6 +251,20 @@ impl Fixture {
                 &std::fs::read_to_string(arguments["path"].as_str().unwrap_or_default())
                     .unwrap_or_else(|error| format!("refused: {error}")),
             ),
+            "connect" => {
+                let port = u16::try_from(arguments["port"].as_u64().unwrap_or(0)).unwrap_or(0);
+                match std::net::TcpStream::connect(("127.0.0.1", port)) {
+                    Ok(_) => text("connected"),
+                    Err(error) => text(&format!("refused: {error}")),
+                }
+            }
+            "write" => {
+                let file = std::env::home_dir().unwrap_or_default().join("fetched");
+                match std::fs::write(&file, arguments["text"].as_str().unwrap_or_default()) {
+                    Ok(()) => text(&file.to_string_lossy()),
+                    Err(error) => text(&format!("refused: {error}")),
+                }
+            }
             _ => Some(json!({"content": [], "isError": true})),
         }
     }

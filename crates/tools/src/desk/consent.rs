@@ -1,8 +1,8 @@
 //! A person's consent to a call, where policy asks for one.
 //!
 //! A client of the older protocol is asked while its call waits; a stateless one gets the question as its result and calls
-//! again with the answer. That answer is remembered for a few minutes, because what the tool itself asks next makes the
-//! client call a third time.
+//! again with the answer. A tool may ask something itself after that, which makes the client, or the gateway for it, call
+//! once more with the tool's answers: those rounds are the same call, and nobody is asked again. The next call is.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -19,23 +19,40 @@ use crate::port::CallContext;
 
 /// Name of the question among those of a result.
 const QUESTION: &str = "lares-consent";
-/// How long an answer counts for the same call.
-const VALID: Duration = Duration::from_secs(300);
-/// Most answers remembered.
+/// Longest wait for the next round of a call; a person may have to think about what the tool asks.
+const VALID: Duration = Duration::from_secs(1800);
+/// Most calls remembered that wait for their next round.
 const MOST: usize = 1000;
 /// Most characters of the arguments that a person is shown.
 const SHOWN: usize = 1000;
 
-/// Consents given lately.
+/// Calls that a person agreed to and that wait for their next round.
 #[derive(Debug, Default)]
 pub(super) struct Consents(Mutex<BTreeMap<[u8; 32], Instant>>);
 
 /// What came of asking.
-pub(super) enum Answer {
+pub(super) enum Answer<'a> {
     /// A person agreed.
-    Yes,
+    Yes(Given<'a>),
     /// The question goes to the client as the result.
     Ask(Box<CallToolResponse>),
+}
+
+/// A consent, for this round of a call.
+pub(super) struct Given<'a> {
+    consents: &'a Consents,
+    call: [u8; 32],
+}
+
+impl Given<'_> {
+    /// The call has another round, which this counts for as well.
+    pub(super) fn goes_on(self) {
+        let mut waiting = self.consents.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|_, at| at.elapsed() < VALID);
+        if waiting.len() < MOST {
+            waiting.insert(self.call, Instant::now());
+        }
+    }
 }
 
 impl Consents {
@@ -49,23 +66,20 @@ impl Consents {
         id: &ToolId,
         params: &mut CallToolRequestParams,
         context: &CallContext,
-    ) -> Result<Answer, OfferError> {
+    ) -> Result<Answer<'_>, OfferError> {
         let call = fingerprint(key, id, params);
+        let yes = || Answer::Yes(Given { consents: self, call });
         if let Some(responses) = params.input_responses.as_mut()
             && let Some(response) = responses.remove(QUESTION)
         {
             if responses.is_empty() {
                 params.input_responses = None;
             }
-            return if agreed(&response) {
-                self.remember(call);
-                Ok(Answer::Yes)
-            } else {
-                Err(OfferError::Declined(id.clone()))
-            };
+            return if agreed(&response) { Ok(yes()) } else { Err(OfferError::Declined(id.clone())) };
         }
-        if self.knows(&call) {
-            return Ok(Answer::Yes);
+        let next_round = params.input_responses.is_some() || params.request_state.is_some();
+        if next_round && self.take(&call) {
+            return Ok(yes());
         }
         if context.downstream.capabilities().elicitation.is_none() {
             return Err(OfferError::Consent(id.clone()));
@@ -81,23 +95,16 @@ impl Consents {
         match context.downstream.request(request).await {
             Ok(ClientResult::ElicitResult(result)) => {
                 let said = serde_json::to_value(result).unwrap_or_default();
-                if agreed(&said) { Ok(Answer::Yes) } else { Err(OfferError::Declined(id.clone())) }
+                if agreed(&said) { Ok(yes()) } else { Err(OfferError::Declined(id.clone())) }
             }
             Ok(_) | Err(_) => Err(OfferError::Consent(id.clone())),
         }
     }
 
-    fn remember(&self, call: [u8; 32]) {
-        let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|_, at| at.elapsed() < VALID);
-        if given.len() < MOST {
-            given.insert(call, Instant::now());
-        }
-    }
-
-    fn knows(&self, call: &[u8; 32]) -> bool {
-        let given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        given.get(call).is_some_and(|at| at.elapsed() < VALID)
+    /// Whether this call waits for its next round, which this is.
+    fn take(&self, call: &[u8; 32]) -> bool {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.remove(call).is_some_and(|at| at.elapsed() < VALID)
     }
 }
 
@@ -190,7 +197,10 @@ mod tests {
     ) -> Result<bool, String> {
         let id = "git__push".parse().unwrap();
         match consents.obtain(Uuid::nil(), &id, params, context).await {
-            Ok(Answer::Yes) => Ok(true),
+            Ok(Answer::Yes(given)) => {
+                given.goes_on();
+                Ok(true)
+            }
             Ok(Answer::Ask(_)) => Ok(false),
             Err(error) => Err(error.to_string()),
         }
@@ -215,6 +225,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_of_sessions_is_asked_once_however_often_the_tool_asks() {
+        let consents = Consents::default();
+        let client = context(json!({"action": "accept", "content": {"allow": true}}), false);
+        let mut params = CallToolRequestParams::new("git__push");
+        assert_eq!(ask(&consents, &mut params, &client).await, Ok(true));
+        // The gateway asked the client for the tool, and goes on with the answers; by now the client would say no.
+        params.input_responses = serde_json::from_value(json!({"branch": {"action": "accept"}})).unwrap();
+        let no = context(json!({"action": "decline"}), false);
+        for _ in 0..3 {
+            assert_eq!(ask(&consents, &mut params, &no).await, Ok(true));
+        }
+        params.input_responses = None;
+        assert!(ask(&consents, &mut params, &no).await.unwrap_err().contains("declined"));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_over_has_no_further_round() {
+        let consents = Consents::default();
+        let client = context(json!({"action": "accept", "content": {"allow": true}}), false);
+        let id = "git__push".parse().unwrap();
+        let mut params = CallToolRequestParams::new("git__push");
+        assert!(matches!(consents.obtain(Uuid::nil(), &id, &mut params, &client).await, Ok(Answer::Yes(_))));
+        params.input_responses = serde_json::from_value(json!({"branch": {"action": "accept"}})).unwrap();
+        let no = context(json!({"action": "decline"}), false);
+        assert!(ask(&consents, &mut params, &no).await.unwrap_err().contains("declined"));
+    }
+
+    #[tokio::test]
     async fn a_stateless_client_calls_again_with_the_answer_which_counts_for_this_call_alone() {
         let consents = Consents::default();
         let client = context(Value::Null, true);
@@ -225,7 +263,10 @@ mod tests {
         params.input_responses = serde_json::from_value(answers).unwrap();
         assert_eq!(ask(&consents, &mut params, &client).await, Ok(true));
         assert_eq!(params.input_responses.clone().unwrap().keys().collect::<Vec<_>>(), ["other"], "the tool's own");
-        assert_eq!(ask(&consents, &mut params, &client).await, Ok(true), "a third time");
+        assert_eq!(ask(&consents, &mut params, &client).await, Ok(true), "the tool's question was answered");
+        let mut fresh = CallToolRequestParams::new("git__push");
+        assert_eq!(ask(&consents, &mut fresh, &client).await, Ok(false), "the next call is asked for anew");
+        assert_eq!(ask(&consents, &mut params, &client).await, Ok(true), "which is nothing to the one that goes on");
         params.arguments = serde_json::from_value(json!({"force": true})).unwrap();
         assert_eq!(ask(&consents, &mut params, &client).await, Ok(false), "another call");
     }

@@ -1,11 +1,13 @@
 //! What people see and decide: tools and servers with their history, approvals, and how things are.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lares_config::Network;
 use lares_gate::Caller;
 use lares_store::audit::Entry;
 use lares_store::tools::{CallCount, ChangeRecord, ChangeWrite, VersionRecord};
@@ -14,14 +16,16 @@ use tokio::time::timeout;
 
 use super::Desk;
 use crate::api::{
-    ApproveBody, ChangeList, ChangeView, DifferenceView, Discovered, Health, Policy, QuarantineBody, RoundView,
+    ApproveBody, ChangeList, ChangeView, DifferenceView, Discovered, Grant, Health, Policy, QuarantineBody, RoundView,
     ServerList, ServerState, ServerView, Severity, Source, Statistics, ToolDetails, ToolList, ToolQuery, ToolState,
     ToolView, UsedTool, VersionView,
 };
 use crate::definition::{ServerName, ToolId};
 use crate::offers::ListChange;
+use crate::port::Transport;
 use crate::records::{RecordError, Records};
 use crate::registry::{Server, Tool, name, statistics};
+use crate::upstream::unreadable;
 use crate::vetting;
 
 /// Tools in an answer that does not say.
@@ -94,6 +98,89 @@ impl Desk {
         Ok(registry.server_view(server, health.get(name)))
     }
 
+    /// What may be granted to a server, with the home directory put in for `~`.
+    fn grantable(&self, server: &Server, grant: Grant) -> Result<Grant, RecordError> {
+        let refused = |why: String| Err(RecordError::Conflict(why));
+        let name = &server.name;
+        if server.source == Source::Configuration {
+            return refused(format!(
+                "`{name}` is declared in the configuration; say there what it may touch: `tools.servers.{name}.read`, \
+                 `write` and `network`"
+            ));
+        }
+        if server.transport["kind"] != "stdio" && !grant.is_empty() {
+            return refused(format!("`{name}` is reached by a URL; only a program is granted something"));
+        }
+        let home = lares_sandbox::home();
+        let put_in = |paths: Vec<PathBuf>| -> Vec<PathBuf> {
+            let mut paths: Vec<PathBuf> =
+                paths.iter().filter_map(|path| lares_sandbox::expand(path, home.as_deref())).collect();
+            paths.sort();
+            paths.dedup();
+            paths
+        };
+        let grant = Grant { network: grant.network, read: put_in(grant.read), write: put_in(grant.write) };
+        // Who can write there approves itself.
+        let state = &self.config.state_dir;
+        if let Some(path) = grant.write.iter().find(|path| path.starts_with(state) || state.starts_with(path)) {
+            return refused(format!(
+                "what may write {} could write the state of Lares in {}; grant something narrower",
+                path.display(),
+                state.display()
+            ));
+        }
+        Ok(grant)
+    }
+
+    /// What the program of a server, as it would be started now, cannot do without and may not read.
+    async fn unreadable(&self, name: &ServerName) -> Vec<String> {
+        let program = {
+            let registry = self.read();
+            let Some(server) = registry.servers.get(name) else { return Vec::new() };
+            let Some(found) = &server.found else { return Vec::new() };
+            let Transport::Stdio(mut program) = found.transport.clone() else { return Vec::new() };
+            program.read.extend(server.granted.read.iter().cloned());
+            program.write.extend(server.granted.write.iter().cloned());
+            program
+        };
+        unreadable(&program).await.iter().map(|path| path.display().to_string()).collect()
+    }
+
+    /// Takes down that a server may be used, and what it may touch. Gives whether that is anything new.
+    async fn let_in(&self, name: &ServerName, body: &ApproveBody, caller: &Caller) -> Result<bool, RecordError> {
+        // A round under way has compared already, and would write over this what it found before.
+        let _round = self.round.lock().await;
+        let server = self.find_server(name)?;
+        if let Some(looked_at) = &body.hash
+            && server.fingerprint != *looked_at
+        {
+            return Err(RecordError::Changed { what: name.to_string(), now: server.fingerprint });
+        }
+        if server.gone_since.is_some() {
+            return Err(RecordError::Conflict(format!("`{name}` is found no more; nothing can be approved")));
+        }
+        if let Some(needs) = server.found.as_ref().map(|found| found.needs.join(", ")).filter(|needs| !needs.is_empty())
+        {
+            return Err(RecordError::Conflict(format!(
+                "`{name}` needs {needs}, which only its client knows; declare it in `tools.servers` to use it"
+            )));
+        }
+        let used = server.state == ServerState::Approved;
+        let granted = match body.grant() {
+            Some(grant) => self.grantable(&server, grant)?,
+            None if used => server.granted.clone(),
+            None => Grant::default(),
+        };
+        if used && granted == server.granted {
+            return Ok(false);
+        }
+        let noted = ChangeWrite { reason: describe(&granted), ..server_change("server-approved", &server, caller) };
+        let approved_fingerprint = Some(server.fingerprint.clone());
+        let approved = Server { state: ServerState::Approved, approved_fingerprint, granted, ..server };
+        self.put_server(approved, noted).await?;
+        Ok(true)
+    }
+
     /// Writes a server whose state a person changed.
     async fn put_server(&self, server: Server, change: ChangeWrite) -> Result<(), RecordError> {
         self.store.tools().put_servers(&[server.record()], &[change]).await?;
@@ -149,6 +236,18 @@ fn server_change(kind: &'static str, server: &Server, by: &Caller) -> ChangeWrit
         actor: by.name.clone(),
         reason: String::new(),
     }
+}
+
+/// A grant for the list of changes; empty if nothing is granted.
+fn describe(grant: &Grant) -> String {
+    let mut parts = Vec::new();
+    if grant.network == Network::Host {
+        parts.push("network".to_owned());
+    }
+    for (verb, paths) in [("read", &grant.read), ("write", &grant.write)] {
+        parts.extend(paths.iter().map(|path| format!("{verb} {}", path.display())));
+    }
+    if parts.is_empty() { String::new() } else { format!("may use: {}", parts.join(", ")) }
 }
 
 #[async_trait]
@@ -231,7 +330,8 @@ impl Records for Counter {
     }
 
     async fn server(&self, name: &ServerName) -> Result<ServerView, RecordError> {
-        self.0.server_view(name)
+        let view = self.0.server_view(name)?;
+        Ok(ServerView { unreadable: self.0.unreadable(name).await, ..view })
     }
 
     async fn approve_server(
@@ -241,19 +341,7 @@ impl Records for Counter {
         caller: &Caller,
     ) -> Result<ServerView, RecordError> {
         let desk = &self.0;
-        let server = desk.find_server(name)?;
-        if let Some(looked_at) = &body.hash
-            && server.fingerprint != *looked_at
-        {
-            return Err(RecordError::Changed { what: name.to_string(), now: server.fingerprint });
-        }
-        if server.gone_since.is_some() {
-            return Err(RecordError::Conflict(format!("`{name}` is found no more; nothing can be approved")));
-        }
-        if server.state != ServerState::Approved {
-            let noted = server_change("server-approved", &server, caller);
-            let approved_fingerprint = Some(server.fingerprint.clone());
-            desk.put_server(Server { state: ServerState::Approved, approved_fingerprint, ..server }, noted).await?;
+        if desk.let_in(name, body, caller).await? {
             desk.settled_round().await?;
         }
         if body.tools {
@@ -276,15 +364,23 @@ impl Records for Counter {
 
     async fn reject_server(&self, name: &ServerName, caller: &Caller) -> Result<ServerView, RecordError> {
         let desk = &self.0;
-        let server = desk.find_server(name)?;
-        if server.source == Source::Configuration {
-            return Err(RecordError::Conflict(format!(
-                "`{name}` is declared in the configuration; take it out there, or set `tools.servers.{name}.enabled = false`"
-            )));
+        {
+            let _round = desk.round.lock().await;
+            let server = desk.find_server(name)?;
+            if server.source == Source::Configuration {
+                return Err(RecordError::Conflict(format!(
+                    "`{name}` is declared in the configuration; take it out there, or set `tools.servers.{name}.enabled = false`"
+                )));
+            }
+            let noted = server_change("server-rejected", &server, caller);
+            let rejected = Server {
+                state: ServerState::Rejected,
+                approved_fingerprint: None,
+                granted: Grant::default(),
+                ..server
+            };
+            desk.put_server(rejected, noted).await?;
         }
-        let noted = server_change("server-rejected", &server, caller);
-        let rejected = Server { state: ServerState::Rejected, approved_fingerprint: None, ..server };
-        desk.put_server(rejected, noted).await?;
         desk.settled_round().await?;
         desk.server_view(name)
     }

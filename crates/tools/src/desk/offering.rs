@@ -113,7 +113,7 @@ impl Desk {
     }
 
     /// The server of a resource of a view.
-    fn server_of_resource(&self, view: &View, uri: &str) -> Result<ServerName, OfferError> {
+    pub(super) fn server_of_resource(&self, view: &View, uri: &str) -> Result<ServerName, OfferError> {
         let servers = self.servers_of(view);
         let has = |server: &&Server| server.extras.resources.iter().any(|resource| resource.uri == uri);
         if let Some(server) = servers.iter().find(has) {
@@ -274,15 +274,22 @@ impl Offers for Desk {
     ) -> Result<CallToolResponse, OfferError> {
         let offered = self.tool(view, &params.name)?;
         let id = offered.id.clone();
+        let mut consent = None;
         if offered.policy == Policy::Ask && !confirmed {
             match self.consents.obtain(view.caller.key_id, &id, &mut params, &context).await? {
-                Answer::Yes => {}
+                Answer::Yes(given) => consent = Some(given),
                 Answer::Ask(question) => return Ok(*question),
             }
         }
         params.name = id.name().to_owned().into();
         let begun = Instant::now();
         let called = self.upstreams.call(&id.server(), params, context).await;
+        if let Some(given) = consent
+            && matches!(called, Ok(CallToolResponse::InputRequired(_)))
+        {
+            // What the tool asks next makes the client call again: that is the same call still.
+            given.goes_on();
+        }
         let outcome = match &called {
             Ok(CallToolResponse::Complete(result)) if result.is_error == Some(true) => "tool_error",
             Ok(_) => "ok",
@@ -369,8 +376,7 @@ impl Offers for Desk {
     }
 
     async fn watch_resource(&self, view: &View, uri: &str, watch: bool) -> Result<(), OfferError> {
-        let server = self.server_of_resource(view, uri)?;
-        Ok(self.upstreams.watch_resource(&server, uri, watch).await?)
+        if watch { self.watch(view, uri).await } else { self.unwatch(view, uri).await }
     }
 
     fn changes(&self) -> broadcast::Receiver<ListChange> {

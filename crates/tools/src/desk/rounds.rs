@@ -3,23 +3,28 @@
 //! What the configuration declares is used. What was found elsewhere is proposed, and used only while it is exactly what
 //! a person approved: another command behind the same name is a proposal again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use lares_config::Network;
 use lares_store::tools::ChangeWrite;
 
 use super::Desk;
+use super::homes::home_of;
 use super::listing::{DISCOVERY, Taken};
-use crate::api::{Health, RoundView, ServerState, Source};
+use crate::api::{Grant, Health, RoundView, ServerState, Source};
 use crate::definition::{ServerName, ToolId};
 use crate::discover::Found;
 use crate::offers::ListChange;
+use crate::port::{Target, Transport};
 use crate::registry::{Server, name};
 
 /// Longest that a round waits for the lists of servers that answer; slower ones go on beside.
 const LISTS: Duration = Duration::from_secs(5);
+/// How long the home directory of a server stays that is found no more.
+const HOME_STAYS: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 impl Desk {
     /// Looks for servers, takes down what was found, connects to those in use and fetches the lists of those that answer.
@@ -48,7 +53,7 @@ impl Desk {
                 let extras = registry.servers.get(&server.name).map(|known| Arc::clone(&known.extras));
                 if server.in_use() {
                     let startable = found.get(&server.name).filter(|found| found.enabled);
-                    targets.extend(startable.map(Found::target));
+                    targets.extend(startable.map(|found| self.target(found, &server)));
                 } else {
                     left.push(server.name.clone());
                 }
@@ -60,12 +65,38 @@ impl Desk {
         for server in left {
             done.changes += self.retire(&server).await?;
         }
+        self.homes.sweep(&self.homes_in_use()).await;
         done.changes += self.lists().await;
         done.finished = Some(Timestamp::now());
         done.took_ms = begun.elapsed().as_secs_f64() * 1000.0;
         *round = done.clone();
         *self.last_round.write().unwrap_or_else(PoisonError::into_inner) = done.clone();
         Ok(done)
+    }
+
+    /// What is kept connected of a server in use: as it was found, with what was granted, and with a home directory that
+    /// stays where it can fetch or write something worth keeping.
+    fn target(&self, found: &Found, server: &Server) -> Target {
+        let mut target = found.target();
+        if let Transport::Stdio(program) = &mut target.transport {
+            let Grant { network, read, write } = &server.granted;
+            if *network == Network::Host {
+                program.network = Network::Host;
+            }
+            program.read.extend(read.iter().cloned());
+            program.write.extend(write.iter().cloned());
+            if program.network == Network::Host || !program.write.is_empty() {
+                program.home = home_of(server).map(|name| self.homes.at(&name));
+            }
+        }
+        target
+    }
+
+    /// The home directories of servers that are approved, or were and may be found again.
+    fn homes_in_use(&self) -> BTreeSet<String> {
+        let now = Timestamp::now();
+        let stays = |server: &&Server| server.gone_since.is_none_or(|since| now.duration_since(since) < HOME_STAYS);
+        self.read().servers.values().filter(stays).filter_map(home_of).collect()
     }
 
     /// What was found against what is known: every server there is now, and the changes.
@@ -86,15 +117,17 @@ impl Desk {
             });
         };
         for found in found.values() {
-            let fingerprint = found.fingerprint();
+            let fingerprint = found.fingerprint(&self.key);
             let known = registry.servers.get(&found.name);
             let declared = found.source == Source::Configuration;
             let same = known.is_some_and(|known| known.fingerprint == fingerprint);
-            let approved_fingerprint = match known {
-                _ if declared => Some(fingerprint.clone()),
+            let (approved_fingerprint, granted) = match known {
+                _ if declared => (Some(fingerprint.clone()), Grant::default()),
                 // What was declared once is not thereby approved where it is found elsewhere.
-                Some(known) if known.source != Source::Configuration => known.approved_fingerprint.clone(),
-                _ => None,
+                Some(known) if known.source != Source::Configuration => {
+                    (known.approved_fingerprint.clone(), known.granted.clone())
+                }
+                _ => (None, Grant::default()),
             };
             let state = match known.map(|known| known.state) {
                 _ if approved_fingerprint.as_deref() == Some(fingerprint.as_str()) => ServerState::Approved,
@@ -122,19 +155,21 @@ impl Desk {
                 transport: found.shown(),
                 fingerprint,
                 approved_fingerprint,
+                granted,
                 state,
                 trusted: found.trusted,
                 first_seen: known.map_or(now, |known| known.first_seen),
                 last_seen: now,
                 gone_since: None,
                 extras: Arc::default(),
+                found: Some(Arc::new(found.clone())),
             });
         }
         for known in registry.servers.values().filter(|known| !found.contains_key(&known.name)) {
             if known.gone_since.is_none() {
                 let why = format!("no more in {}", known.origin);
                 note("server-gone", &known.name, Some(&known.fingerprint), None, why);
-                servers.push(Server { gone_since: Some(now), ..known.clone() });
+                servers.push(Server { gone_since: Some(now), found: None, ..known.clone() });
             }
         }
         (servers, changes)

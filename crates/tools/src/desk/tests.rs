@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use lares_config::Config;
+use lares_config::{Config, Network};
 use lares_gate::{Caller, Role};
 use lares_store::Store;
 use lares_store::events::Recorder;
@@ -22,13 +22,13 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use super::{Counter, Desk, Parts};
-use crate::api::{ApproveBody, Health, Policy, QuarantineBody, SearchQuery, ServerState, ToolQuery, ToolState};
+use crate::api::{ApproveBody, Grant, Health, Policy, QuarantineBody, SearchQuery, ServerState, ToolQuery, ToolState};
 use crate::definition::ServerName;
-use crate::discover::{Around, Discovery, Listening, ReadError, UnitFiles};
+use crate::discover::{Around, Discovery, FingerprintKey, Listening, ReadError, UnitFiles};
 use crate::finder::Finder;
 use crate::metrics::ToolMetrics;
 use crate::offers::{ListChange, OfferError, Offers, View};
-use crate::port::{CallContext, Offer, Target, UpstreamError, UpstreamEvent, UpstreamStatus, Upstreams};
+use crate::port::{CallContext, Offer, Target, Transport, UpstreamError, UpstreamEvent, UpstreamStatus, Upstreams};
 use crate::records::{RecordError, Records};
 
 /// Tool servers that are made up: what they list, and whether they answer.
@@ -37,6 +37,9 @@ struct Servers {
     targets: Mutex<Vec<Target>>,
     down: Mutex<Vec<String>>,
     calls: Mutex<Vec<(String, String)>>,
+    watched: Mutex<Vec<(String, bool)>>,
+    /// They take no request to watch something.
+    deaf: Mutex<bool>,
     events: broadcast::Sender<UpstreamEvent>,
 }
 
@@ -81,7 +84,8 @@ impl Upstreams for Servers {
     async fn offer(&self, server: &ServerName) -> Result<Offer, UpstreamError> {
         let listed = self.listed.lock().unwrap().get(server.as_str()).cloned().unwrap_or_default();
         let tools = listed.into_iter().map(|tool| serde_json::from_value::<Listed>(tool).unwrap()).collect();
-        Ok(Offer { tools, ..Offer::default() })
+        let resources = vec![serde_json::from_value(json!({"uri": "file:///a", "name": "a"})).unwrap()];
+        Ok(Offer { tools, resources, ..Offer::default() })
     }
 
     async fn call(
@@ -121,8 +125,12 @@ impl Upstreams for Servers {
         Err(UpstreamError::Unknown(server.clone()))
     }
 
-    async fn watch_resource(&self, server: &ServerName, _: &str, _: bool) -> Result<(), UpstreamError> {
-        Err(UpstreamError::Unknown(server.clone()))
+    async fn watch_resource(&self, server: &ServerName, uri: &str, watch: bool) -> Result<(), UpstreamError> {
+        if *self.deaf.lock().unwrap() {
+            return Err(UpstreamError::Unknown(server.clone()));
+        }
+        self.watched.lock().unwrap().push((format!("{server} {uri}"), watch));
+        Ok(())
     }
 }
 
@@ -175,6 +183,8 @@ impl House {
             targets: Mutex::default(),
             down: Mutex::default(),
             calls: Mutex::default(),
+            watched: Mutex::default(),
+            deaf: Mutex::default(),
             events: broadcast::Sender::new(16),
         });
         let files = Arc::new(Files(Mutex::default()));
@@ -214,6 +224,7 @@ async fn open(config: &Config, store: &Store, servers: &Arc<Servers>, files: &Ar
         store: store.clone(),
         upstreams: servers.clone(),
         discovery: Discovery::new(files.clone()),
+        key: FingerprintKey::open(&super::state_of(config)).unwrap(),
         finder: Arc::new(Finder::open(config, store).await.unwrap()),
         recorder: Recorder::open(store.clone(), &config.state_dir, "tools").await.unwrap(),
         metrics: ToolMetrics::default(),
@@ -241,10 +252,10 @@ async fn a_new_tool_waits_for_a_person_and_a_changed_one_waits_again() {
     let counter = Counter(house.desk.clone());
     let id = "a__read".parse().unwrap();
     let before = counter.details(&id, &caller("me")).await.unwrap().tool.hash;
-    let stale = ApproveBody { hash: Some("another".to_owned()), tools: false };
+    let stale = ApproveBody { hash: Some("another".to_owned()), ..ApproveBody::default() };
     assert!(matches!(counter.approve(&id, &stale, &caller("me")).await, Err(RecordError::Changed { .. })));
     let mut changes = house.desk.changes();
-    let body = ApproveBody { hash: Some(before.clone()), tools: false };
+    let body = ApproveBody { hash: Some(before.clone()), ..ApproveBody::default() };
     let view = counter.approve(&id, &body, &caller("me")).await.unwrap();
     assert_eq!((view.state, view.reason.as_str()), (ToolState::Approved, "approved by me"));
     assert_eq!(changes.recv().await.unwrap(), ListChange::Tools);
@@ -314,7 +325,7 @@ async fn a_server_from_a_client_file_is_used_while_it_is_what_was_approved() {
     assert_eq!((server.state, server.health), (ServerState::Proposed, Health::Idle));
     assert!(house.servers.used().is_empty(), "nothing is run that nobody approved");
 
-    let body = ApproveBody { hash: Some(server.fingerprint), tools: true };
+    let body = ApproveBody { hash: Some(server.fingerprint), tools: true, ..ApproveBody::default() };
     counter.approve_server(&name, &body, &caller("me")).await.unwrap();
     assert_eq!((house.servers.used(), house.shown("me")), (vec!["notes".to_owned()], vec!["notes__add".to_owned()]));
 
@@ -421,4 +432,143 @@ async fn what_a_person_put_aside_stays_aside_and_calls_are_counted() {
     let statistics = Counter(house.desk.clone()).statistics().await.unwrap();
     assert_eq!((statistics.calls.calls, statistics.tools["blocked"]), (1, 1));
     assert_eq!(statistics.most_used[0].id, "a__x");
+}
+
+#[tokio::test]
+async fn an_approval_grants_what_it_says_to_that_command_and_no_other() {
+    let house = House::of("").await;
+    let file = |command: &str| json!({"mcpServers": {"notes": {"command": command}}}).to_string();
+    *house.files.0.lock().unwrap() = Some(file("notes-server"));
+    house.desk.look().await.unwrap();
+    let counter = Counter(house.desk.clone());
+    let name: ServerName = "notes".parse().unwrap();
+    let approve = |body: ApproveBody| {
+        let (counter, name) = (&counter, &name);
+        async move { counter.approve_server(name, &body, &caller("me")).await }
+    };
+    let program = |house: &House| match house.servers.targets.lock().unwrap().first().map(|t| t.transport.clone()) {
+        Some(Transport::Stdio(program)) => Some(program),
+        _ => None,
+    };
+    let view =
+        approve(ApproveBody { network: Some(Network::Host), read: Some(vec!["/srv/a".into()]), ..Default::default() });
+    let granted = view.await.unwrap().granted.unwrap();
+    assert_eq!(granted, Grant { network: Network::Host, read: vec!["/srv/a".into()], write: vec![] });
+    let started = program(&house).unwrap();
+    assert_eq!((started.network, started.read), (Network::Host, vec![PathBuf::from("/srv/a")]));
+    let home = started.home.unwrap();
+    std::fs::create_dir_all(&home).unwrap();
+    assert!(home.starts_with(house.config.state_dir.join("tools/homes")), "{home:?}");
+
+    // Said again without a word on it, it keeps what it has; also when the daemon is started again.
+    assert_eq!(approve(ApproveBody::default()).await.unwrap().granted, Some(granted.clone()));
+    let again = open(&house.config, &house.store, &house.servers, &house.files).await;
+    again.look().await.unwrap();
+    assert_eq!(Counter(again).server(&name).await.unwrap().granted, Some(granted.clone()));
+    assert_eq!(program(&house).unwrap().home, Some(home.clone()));
+
+    // Another command has to be looked at, gets none of it, and not the home of the one before either.
+    *house.files.0.lock().unwrap() = Some(file("evil-server"));
+    house.desk.look().await.unwrap();
+    let view = counter.server(&name).await.unwrap();
+    assert_eq!((view.state, view.granted, program(&house)), (ServerState::Proposed, None, None));
+    approve(ApproveBody::default()).await.unwrap();
+    let started = program(&house).unwrap();
+    assert_eq!((started.network, started.read.len(), started.home), (Network::None, 0, None));
+    let gone = async {
+        while home.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.unwrap();
+
+    // Less than before, and nothing at all after a no.
+    let more = ApproveBody { write: Some(vec!["/srv/b".into(), "/srv/b".into()]), ..Default::default() };
+    assert_eq!(approve(more).await.unwrap().granted.unwrap().write, [PathBuf::from("/srv/b")]);
+    let home = program(&house).unwrap().home.unwrap();
+    std::fs::create_dir_all(home.join("cache")).unwrap();
+    counter.reject_server(&name, &caller("me")).await.unwrap();
+    assert_eq!(counter.server(&name).await.unwrap().granted, None);
+    let gone = async {
+        while home.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.unwrap();
+    assert_eq!(approve(ApproveBody::default()).await.unwrap().granted, None);
+    let noted: Vec<String> = counter.changes(None, 100).await.unwrap().changes.into_iter().map(|c| c.reason).collect();
+    assert!(noted.contains(&"may use: network, read /srv/a".to_owned()), "{noted:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_granted_or_filled_in_is_refused() {
+    let house = House::of(ONE).await;
+    let file = json!({"servers": {
+        "notes": {"command": "notes-server"},
+        "page": {"url": "https://page.example/mcp"},
+        "hub": {"command": "hub", "env": {"KEY": "${input:hub-key}"}},
+    }});
+    *house.files.0.lock().unwrap() = Some(file.to_string());
+    house.desk.look().await.unwrap();
+    let counter = Counter(house.desk.clone());
+    let state = house.config.state_dir.clone();
+    let network = ApproveBody { network: Some(Network::Host), ..ApproveBody::default() };
+    let write = |path: PathBuf| ApproveBody { write: Some(vec![path]), ..ApproveBody::default() };
+    for (server, body, why) in [
+        ("a", network.clone(), "declared in the configuration"),
+        ("page", network.clone(), "only a program"),
+        ("hub", network, "needs the input `hub-key`"),
+        ("notes", write(state.join("tools")), "the state of Lares"),
+        ("notes", write("/".into()), "the state of Lares"),
+    ] {
+        let name = server.parse().unwrap();
+        let refused = counter.approve_server(&name, &body, &caller("me")).await.unwrap_err();
+        assert!(matches!(&refused, RecordError::Conflict(said) if said.contains(why)), "{server}: {refused}");
+    }
+    let hub = counter.server(&"hub".parse().unwrap()).await.unwrap();
+    assert_eq!((hub.state, hub.needs.as_slice()), (ServerState::Proposed, &["the input `hub-key`".to_owned()][..]));
+    assert_eq!(house.servers.used(), ["a"]);
+}
+
+#[tokio::test]
+async fn tools_that_a_person_put_aside_do_not_come_back_with_their_server() {
+    let house = House::of(ONE).await;
+    house.servers.list("a", &[("x", "Does x"), ("y", "Does y")]);
+    house.desk.look().await.unwrap();
+    let counter = Counter(house.desk.clone());
+    let body = QuarantineBody { reason: "too chatty".to_owned(), block: false };
+    let held = counter.quarantine(&"a__x".parse().unwrap(), &body, &caller("me")).await.unwrap();
+    assert_eq!(held.held_by.as_deref(), Some("me"));
+    let body = ApproveBody { tools: true, ..ApproveBody::default() };
+    counter.approve_server(&"a".parse().unwrap(), &body, &caller("you")).await.unwrap();
+    assert_eq!(house.shown("me"), ["a__y"]);
+    let all = counter.tools(&ToolQuery::default(), &caller("me")).await.unwrap().tools;
+    assert_eq!(all.iter().map(|tool| tool.held_by.as_deref()).collect::<Vec<_>>(), [Some("me"), None]);
+}
+
+#[tokio::test]
+async fn a_resource_is_watched_as_long_as_anybody_watches_it() {
+    let house = House::of(ONE).await;
+    house.desk.look().await.unwrap();
+    let (one, two) = (house.view("me"), house.view("another"));
+    let watch = |view: View, on: bool| {
+        let desk = house.desk.clone();
+        async move { desk.watch_resource(&view, "file:///a", on).await }
+    };
+    watch(one.clone(), true).await.unwrap();
+    watch(two.clone(), true).await.unwrap();
+    watch(one.clone(), false).await.unwrap();
+    watch(one.clone(), false).await.unwrap();
+    let asked = |on: bool| ("a file:///a".to_owned(), on);
+    assert_eq!(*house.servers.watched.lock().unwrap(), [asked(true)], "the other one goes on");
+    watch(two.clone(), false).await.unwrap();
+    assert_eq!(*house.servers.watched.lock().unwrap(), [asked(true), asked(false)]);
+
+    // Who asked in vain is not counted.
+    assert!(house.desk.watch_resource(&one, "file:///none", true).await.is_err());
+    *house.servers.deaf.lock().unwrap() = true;
+    assert!(watch(one, true).await.is_err());
+    *house.servers.deaf.lock().unwrap() = false;
+    watch(two, true).await.unwrap();
+    assert_eq!(house.servers.watched.lock().unwrap().len(), 3);
 }

@@ -8,7 +8,7 @@
 //! | `.mcp.json`, Cursor's `mcp.json`, Claude desktop | `mcpServers` |
 //! | Claude Code's `~/.claude.json` | `mcpServers` and `projects.*.mcpServers` |
 //! | VS Code's `mcp.json` and `settings.json` | `servers`, and `mcp.servers` |
-//! | opencode | `mcp`, and `mcp.servers` |
+//! | opencode | `mcp`, and `mcp.servers` from its version 2 on |
 //! | goose's `config.yaml` | `extensions` |
 
 use std::borrow::Cow;
@@ -138,18 +138,24 @@ fn sections<'a>(document: &'a Value, path: &str, problems: &mut Vec<String>) -> 
         add(project.get("mcpServers"), origin, "mcpServers", project.get("disabledMcpServers"), true);
     }
     add(document.get("servers"), path.to_owned(), "servers", None, true);
+    let mut two_levels = false;
     if let Some(mcp) = document.get("mcp") {
         let nested = mcp.get("servers").filter(|servers| {
             // opencode may have a server that is called `servers`.
             !["type", "command", "url"].iter().any(|key| servers.get(key).is_some_and(|value| !value.is_object()))
         });
-        match nested {
-            Some(servers) => add(Some(servers), path.to_owned(), "mcp.servers", None, true),
-            None => add(Some(mcp), path.to_owned(), "mcp", None, false),
+        if let Some(servers) = nested {
+            two_levels = true;
+            add(Some(servers), path.to_owned(), "mcp.servers", None, true);
         }
+        // Also beside `servers`: opencode's older servers stay there when somebody adds the first of the newer kind.
+        add(Some(mcp), path.to_owned(), "mcp", None, false);
     }
     // `extensions` is a common word: other programs mean other things by it.
     add(document.get("extensions").filter(|value| value.is_object()), path.to_owned(), "extensions", None, false);
+    if two_levels && let Some(outer) = sections.iter_mut().find(|section| !section.strict) {
+        outer.disabled.insert("servers");
+    }
     sections
 }
 
@@ -249,6 +255,7 @@ fn program(entry: &Map<String, Value>, command: &Value, filler: &mut Filler<'_>)
         env,
         env_files: BTreeMap::new(),
         directory,
+        home: None,
         read: Vec::new(),
         write: Vec::new(),
         network: Network::None,

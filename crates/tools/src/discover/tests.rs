@@ -315,6 +315,7 @@ fn stdio() -> Program {
         env: BTreeMap::from([("KEY".to_owned(), "hunter2".to_owned())]),
         env_files: BTreeMap::new(),
         directory: None,
+        home: None,
         read: Vec::new(),
         write: Vec::new(),
         network: Network::None,
@@ -330,6 +331,15 @@ fn http() -> Endpoint {
     }
 }
 
+const KEY: [u8; 32] = [7; 32];
+
+#[test]
+fn a_fingerprint_tells_nothing_to_who_does_not_have_the_key() {
+    let found = found(Transport::Stdio(stdio()));
+    assert_eq!(found.fingerprint(&KEY.into()), found.fingerprint(&KEY.into()));
+    assert_ne!(found.fingerprint(&KEY.into()), found.fingerprint(&[8; 32].into()));
+}
+
 #[test]
 fn a_fingerprint_changes_with_everything_that_would_be_run_or_connected_to() {
     let programs: [fn(&mut Program); 9] = [
@@ -343,11 +353,11 @@ fn a_fingerprint_changes_with_everything_that_would_be_run_or_connected_to() {
         |p| p.write.push("/srv".into()),
         |p| p.network = Network::Host,
     ];
-    let mut seen = BTreeSet::from([found(Transport::Stdio(stdio())).fingerprint()]);
+    let mut seen = BTreeSet::from([found(Transport::Stdio(stdio())).fingerprint(&KEY.into())]);
     for change in programs {
         let mut program = stdio();
         change(&mut program);
-        assert!(seen.insert(found(Transport::Stdio(program)).fingerprint()));
+        assert!(seen.insert(found(Transport::Stdio(program)).fingerprint(&KEY.into())));
     }
     let endpoints: [fn(&mut Endpoint); 4] = [
         |e| e.url.push('x'),
@@ -355,16 +365,16 @@ fn a_fingerprint_changes_with_everything_that_would_be_run_or_connected_to() {
         |e| e.headers.insert("X".into(), String::new()).map_or((), drop),
         |e| e.header_files.insert("X".into(), "/run/key".into()).map_or((), drop),
     ];
-    assert!(seen.insert(found(Transport::Http(http())).fingerprint()));
+    assert!(seen.insert(found(Transport::Http(http())).fingerprint(&KEY.into())));
     for change in endpoints {
         let mut endpoint = http();
         change(&mut endpoint);
-        assert!(seen.insert(found(Transport::Http(endpoint)).fingerprint()));
+        assert!(seen.insert(found(Transport::Http(endpoint)).fingerprint(&KEY.into())));
     }
     let mut renamed = found(Transport::Stdio(stdio()));
     (renamed.name, renamed.origin, renamed.trusted) = ("b".parse().unwrap(), "y".to_owned(), true);
-    assert_eq!(renamed.fingerprint(), found(Transport::Stdio(stdio())).fingerprint());
-    assert_eq!(renamed.fingerprint().len(), 64);
+    assert_eq!(renamed.fingerprint(&KEY.into()), found(Transport::Stdio(stdio())).fingerprint(&KEY.into()));
+    assert_eq!(renamed.fingerprint(&KEY.into()).len(), 64);
 }
 
 #[test]

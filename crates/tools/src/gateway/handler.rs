@@ -13,8 +13,9 @@ use rmcp::model::{
     CustomResult, DiscoverResult, ErrorCode, GetPromptRequestParams, GetPromptResponse, Implementation,
     InputRequiredResult, InputResponses, JsonObject, ListPromptsResult, ListResourceTemplatesResult,
     ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
-    RequestMetaObject, ResourceUpdatedNotificationParam, ServerCapabilities, ServerConfig, SetLevelRequestMethod,
-    SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
+    RequestMetaObject, ResourceUpdatedNotificationParam, ResultType, ServerCapabilities, ServerConfig,
+    SetLevelRequestMethod, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool,
+    UnsubscribeRequestParams,
 };
 use rmcp::service::{NotificationContext, RequestContext, SubscriptionContext};
 use rmcp::{ErrorData, Peer, RoleServer, ServerHandler};
@@ -246,11 +247,9 @@ fn refusal(error: OfferError) -> ErrorData {
         OfferError::NotFound { what: "resource", name } => {
             ErrorData::resource_not_found(said, Some(serde_json::json!({ "uri": name })))
         }
-        OfferError::NotFound { .. }
-        | OfferError::NoTool { .. }
-        | OfferError::Toolset(_)
-        | OfferError::Query(_)
-        | OfferError::Arguments { .. } => ErrorData::invalid_params(said, None),
+        OfferError::NotFound { .. } | OfferError::NoTool { .. } | OfferError::Toolset(_) | OfferError::Query(_) => {
+            ErrorData::invalid_params(said, None)
+        }
         OfferError::Held { .. } | OfferError::Denied { .. } | OfferError::Consent(_) | OfferError::Declined(_) => {
             ErrorData::invalid_request(said, None)
         }
@@ -281,6 +280,8 @@ macro_rules! page_of {
     }};
 }
 
+/// What a server of the older era answers has no `resultType`, which the newer one requires. It is set on everything that is
+/// passed on; `rmcp` takes it off again for clients of the older era.
 impl ServerHandler for Handler {
     fn get_info(&self) -> ServerConfig {
         let mut capabilities = ServerCapabilities::builder()
@@ -379,6 +380,10 @@ impl ServerHandler for Handler {
             Ok(CallToolResponse::Task(_)) => {
                 Err(ErrorData::internal_error("the tool server answered with a task, which is not passed on", None))
             }
+            Ok(CallToolResponse::Complete(mut result)) => {
+                result.result_type = Some(ResultType::COMPLETE);
+                Ok(result.into())
+            }
             Ok(response) => Ok(response),
             Err(Stop::Protocol(error)) => Err(error),
             Err(Stop::Offer(error @ OfferError::NoTool { .. })) => {
@@ -442,6 +447,7 @@ impl ServerHandler for Handler {
                 }
                 ReadResourceResponse::Complete(mut read) => {
                     read.cache_scope = Some(CacheScope::Private);
+                    read.result_type = Some(ResultType::COMPLETE);
                     return Ok(read.into());
                 }
                 asked => return Ok(asked),
@@ -463,7 +469,11 @@ impl ServerHandler for Handler {
                 GetPromptResponse::InputRequired(asked) if !is_stateless(&context) => {
                     (params.input_responses, params.request_state) = ask(&client, asked, &mut round).await?;
                 }
-                done => return Ok(done),
+                GetPromptResponse::Complete(mut got) => {
+                    got.result_type = Some(ResultType::COMPLETE);
+                    return Ok(got.into());
+                }
+                asked => return Ok(asked),
             }
         }
     }
@@ -476,7 +486,9 @@ impl ServerHandler for Handler {
         let client = Arc::new(Client::new(&context, &self.level, None));
         params.meta = self.meta(&client, &context);
         let call = Self::context(&client, context.ct.clone());
-        self.gateway.offers.complete(&self.view, params, call).await.map_err(refusal)
+        let mut completed = self.gateway.offers.complete(&self.view, params, call).await.map_err(refusal)?;
+        completed.result_type = Some(ResultType::COMPLETE);
+        Ok(completed)
     }
 
     async fn subscribe(&self, request: SubscribeRequestParams, _: RequestContext<RoleServer>) -> Result<(), ErrorData> {

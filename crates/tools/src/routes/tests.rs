@@ -41,6 +41,7 @@ fn tool(id: &str) -> ToolView {
         annotations: None,
         state: ToolState::Quarantined,
         reason: "new".to_owned(),
+        held_by: None,
         policy: Policy::Allow,
         available: true,
         tags: Vec::new(),
@@ -239,7 +240,6 @@ impl Offers for Offer {
             "denied" => OfferError::Denied { id, caller: view.caller.name.clone() },
             "asks" => OfferError::Consent(id),
             "declined" => OfferError::Declined(id),
-            "misused" => OfferError::Arguments { id, why: "path: is missing".to_owned() },
             "away" => UpstreamError::Unavailable { server, why: "exit code 1".to_owned() }.into(),
             "late" => UpstreamError::Timeout { server, limit: Duration::from_secs(60) }.into(),
             "busy" => UpstreamError::Busy { server }.into(),
@@ -398,6 +398,25 @@ async fn parameters_that_make_no_sense_are_named() {
 }
 
 #[tokio::test]
+async fn what_is_granted_is_looked_at_before_anybody_decides() {
+    let place = Place::new();
+    for (path, body, said) in [
+        ("tools/git__git_log/approve", json!({"network": "host"}), "its server"),
+        ("servers/git/approve", json!({"read": ["notes"]}), "absolute"),
+        ("servers/git/approve", json!({"write": ["/srv/../etc"]}), "without `..`"),
+        ("servers/git/approve", json!({"write": ["/srv/\u{1b}[2J"]}), "absolute"),
+        ("servers/git/approve", json!({"read": vec!["/srv"; 65]}), "at most 64"),
+    ] {
+        let (status, answer) = place.post(&format!("/api/v1/{path}"), Some(body)).await;
+        assert_eq!((status, slug(&answer)), (422, "invalid-grant"), "{path}: {answer}");
+        assert!(answer["detail"].as_str().unwrap().contains(said), "{answer}");
+    }
+    assert!(!place.told.all().iter().any(|told| told.starts_with("approve")), "{:?}", place.told.all());
+    let body = json!({"network": "host", "read": ["~/notes", "/srv"]});
+    assert_eq!(place.post("/api/v1/servers/git/approve", Some(body)).await.0, 200);
+}
+
+#[tokio::test]
 async fn what_is_not_there_comes_with_the_nearest_names() {
     let place = Place::new();
     for (method, path, kind, said) in [
@@ -452,7 +471,6 @@ async fn a_call_that_is_not_carried_out_says_why() {
         ("denied", 403, "call-denied", "`ann`"),
         ("asks", 409, "consent-needed", "confirmed: true"),
         ("declined", 403, "call-declined", "declined"),
-        ("misused", 422, "invalid-arguments", "path: is missing"),
         ("away", 503, "server-unavailable", "exit code 1"),
         ("late", 504, "call-timed-out", "60s"),
         ("busy", 429, "server-busy", "busy"),

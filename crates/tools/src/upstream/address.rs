@@ -26,6 +26,10 @@ pub(super) enum Refused {
         "{0} is {1}; such an address is connected to only if the configured URL names the address itself, not a host name"
     )]
     NotPublic(IpAddr, &'static str),
+    #[error(
+        "{0} is link-local, where clouds hand out the credentials of a machine; such an address is never connected to"
+    )]
+    Never(IpAddr),
     #[error("the name {0} cannot be resolved: {1}")]
     Unknown(String, String),
 }
@@ -35,6 +39,8 @@ pub(super) enum Refused {
 enum Kind {
     Public,
     Loopback,
+    /// Where clouds tell a machine who it is, and no tool server lives.
+    LinkLocal,
     Other(&'static str),
 }
 
@@ -44,6 +50,7 @@ pub(super) fn check(address: IpAddr, named: bool, allowed: bool) -> Result<(), R
         Kind::Public => Ok(()),
         Kind::Loopback if allowed => Ok(()),
         Kind::Loopback => Err(Refused::Loopback(address)),
+        Kind::LinkLocal => Err(Refused::Never(address)),
         Kind::Other(_) if named && allowed => Ok(()),
         Kind::Other(what) => Err(Refused::NotPublic(address, what)),
     }
@@ -83,7 +90,7 @@ fn kind_v4(address: Ipv4Addr) -> Kind {
         [0, ..] => Kind::Other("unspecified"),
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Kind::Other("private"),
         [100, 64..=127, ..] => Kind::Other("a carrier's (RFC 6598)"),
-        [169, 254, ..] => Kind::Other("link-local"),
+        [169, 254, ..] => Kind::LinkLocal,
         [192, 0, 0 | 2, _] | [192, 88, 99, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _] => {
             Kind::Other("reserved")
         }
@@ -99,8 +106,9 @@ fn kind_v6(address: Ipv6Addr) -> Kind {
     match (first, second) {
         _ if address.is_loopback() => Kind::Loopback,
         _ if address.is_unspecified() => Kind::Other("unspecified"),
+        // fd00:ec2::/32 is unique local by its number, and what Amazon uses as link-local.
+        (0xfe80..=0xfebf, _) | (0xfd00, 0x0ec2) => Kind::LinkLocal,
         (0xfc00..=0xfdff, _) => Kind::Other("unique local"),
-        (0xfe80..=0xfebf, _) => Kind::Other("link-local"),
         (0xff00.., _) => Kind::Other("multicast"),
         (0x2001, 0x0000..=0x01ff | 0x0db8) | (0x3fff, 0x0000..=0x0fff) => Kind::Other("reserved"),
         (0x2000..=0x3fff, _) => Kind::Public,
@@ -187,18 +195,18 @@ mod tests {
         ("192.168.1.1", [false, false, false, true]),
         ("100.64.0.1", [false, false, false, true]),
         ("100.127.255.255", [false, false, false, true]),
-        ("169.254.169.254", [false, false, false, true]),
+        ("169.254.169.254", [false; 4]),
         ("198.18.0.1", [false, false, false, true]),
         ("224.0.0.1", [false, false, false, true]),
         ("255.255.255.255", [false, false, false, true]),
         ("::ffff:10.0.0.1", [false, false, false, true]),
-        ("::ffff:169.254.169.254", [false, false, false, true]),
+        ("::ffff:169.254.169.254", [false; 4]),
         ("::10.0.0.1", [false, false, false, true]),
         ("2002:a00:1::", [false, false, false, true]),
-        ("64:ff9b::a9fe:a9fe", [false, false, false, true]),
+        ("64:ff9b::a9fe:a9fe", [false; 4]),
         ("fc00::1", [false, false, false, true]),
-        ("fd00:ec2::254", [false, false, false, true]),
-        ("fe80::1", [false, false, false, true]),
+        ("fd00:ec2::254", [false; 4]),
+        ("fe80::1", [false; 4]),
         ("ff02::1", [false, false, false, true]),
         ("2001:db8::1", [false, false, false, true]),
     ];

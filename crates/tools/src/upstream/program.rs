@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::PoolSettings;
 use super::lines::{Line, Lines};
-use super::secret;
+use super::{secret, unreadable};
 use crate::definition::ServerName;
 use crate::port::Program;
 
@@ -65,11 +66,17 @@ pub(super) async fn start(server: &ServerName, program: &Program, settings: &Poo
     let from_files = secret::read_all(&program.env_files).await?;
     let secrets = from_files.values().cloned().collect();
     let sandbox = &settings.sandbox;
-    let policy = Policy::for_service(sandbox, &program.read, &program.write, program.network);
+    let mut policy = Policy::for_service(sandbox, &program.read, &program.write, program.network);
+    policy.hidden.extend(settings.hidden.iter().cloned());
     let scratch = Scratch::make(&std::env::temp_dir())
         .await
         .map_err(|error| format!("cannot make its private directory: {error}"))?;
     let mut environment = environment(scratch.path());
+    if let Some(home) = &program.home {
+        make_home(home).await.map_err(|error| format!("cannot make its home directory {}: {error}", home.display()))?;
+        environment.insert("HOME".to_owned(), home.to_string_lossy().into_owned());
+        policy.write.push(home.clone());
+    }
     environment.extend(program.env.clone());
     environment.extend(from_files);
     let mut spec = Spec {
@@ -86,7 +93,42 @@ pub(super) async fn start(server: &ServerName, program: &Program, settings: &Poo
     if let Some(directory) = &program.directory {
         spec.directory.clone_from(directory);
     }
-    spawn(server, &settings.launcher, &spec, scratch, secrets, settings.start_timeout).await
+    match spawn(server, &settings.launcher, &spec, scratch, secrets, settings.start_timeout).await {
+        Err(NotStarted::Command(why)) => {
+            let missing = missing(program).await.unwrap_or_else(|| {
+                "if the program is there, it may lie outside what a tool server may read (`read`)".to_owned()
+            });
+            Err(format!("cannot start {why}; {missing}"))
+        }
+        Err(NotStarted::Other(why)) => Err(why),
+        Ok(started) => Ok(started),
+    }
+}
+
+/// Why a program does not run.
+enum NotStarted {
+    /// The program itself could not be executed.
+    Command(String),
+    /// Something else.
+    Other(String),
+}
+
+/// What a program would have to read and may not, as a hint; `None`: nothing that can be seen.
+pub(super) async fn missing(program: &Program) -> Option<String> {
+    let paths: Vec<String> = unreadable(program).await.iter().map(|path| path.display().to_string()).collect();
+    (!paths.is_empty()).then(|| format!("it may not read {}, which has to be granted (`read`)", paths.join(" and ")))
+}
+
+/// Makes a home directory that stays, for nobody else to look into.
+async fn make_home(home: &Path) -> io::Result<()> {
+    let home = home.to_owned();
+    let make = move || std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&home);
+    tokio::task::spawn_blocking(make).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Where programs are looked up that are not given as a path.
+pub(super) fn search_path() -> String {
+    std::env::var("PATH").ok().filter(|path| !path.is_empty()).unwrap_or_else(|| PATH.to_owned())
 }
 
 async fn spawn(
@@ -96,8 +138,10 @@ async fn spawn(
     scratch: Scratch,
     secrets: Vec<String>,
     limit: Duration,
-) -> Result<Started, String> {
-    let failed = |error: io::Error| format!("cannot run the launcher {}: {error}", launcher.program.display());
+) -> Result<Started, NotStarted> {
+    let failed = |error: io::Error| {
+        NotStarted::Other(format!("cannot run the launcher {}: {error}", launcher.program.display()))
+    };
     let (their_input, our_input) = io::pipe().map_err(failed)?;
     let (our_output, their_output) = io::pipe().map_err(failed)?;
     let (our_error, their_error) = io::pipe().map_err(failed)?;
@@ -124,16 +168,18 @@ async fn spawn(
             return Ok(Started { stdin, stdout, process, secrets });
         }
         Ok(Some(Report::Refused(Refusal::Confinement(why) | Refusal::Launcher(why)))) => why,
-        Ok(Some(Report::Refused(Refusal::Command(why)))) => format!(
-            "cannot start {why}; if the program is there, it may lie outside what a tool server may read (`read`)"
-        ),
+        Ok(Some(Report::Refused(Refusal::Command(why)))) => {
+            drop((stdin, stdout));
+            process.end(Duration::ZERO).await;
+            return Err(NotStarted::Command(why));
+        }
         Ok(Some(Report::Ended { exit, .. })) => format!("it ended at once: {exit}"),
         Ok(None) => format!("the launcher {} ended without a report", launcher.program.display()),
         Err(_) => format!("the launcher {} did not start it within {limit:?}", launcher.program.display()),
     };
     drop((stdin, stdout));
     let (_, said) = process.end(Duration::ZERO).await;
-    Err(if said.is_empty() { why } else { format!("{why}; it said: {said}") })
+    Err(NotStarted::Other(if said.is_empty() { why } else { format!("{why}; it said: {said}") }))
 }
 
 /// The few variables that every server gets.
@@ -141,7 +187,7 @@ fn environment(scratch: &Path) -> BTreeMap<String, String> {
     let inherited = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let at = |directory: &str| scratch.join(directory).to_string_lossy().into_owned();
     let variables = [
-        ("PATH", inherited("PATH").or_else(|| Some(PATH.to_owned()))),
+        ("PATH", Some(search_path())),
         ("HOME", Some(at("home"))),
         ("TMPDIR", Some(at("tmp"))),
         ("LANG", Some("C.UTF-8".to_owned())),

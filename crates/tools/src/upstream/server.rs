@@ -18,7 +18,7 @@ use super::PoolSettings;
 use super::breaker::{Breaker, Wait, jittered};
 use super::lists;
 use super::session::{self, Asked, Failure, Live, Session, short};
-use super::traffic::{Riding, Said, Ticket};
+use super::traffic::{Asking, Riding, Said, Ticket};
 use crate::api::Health;
 use crate::port::{CallContext, Offer, Target, Transport, UpstreamError, UpstreamEvent, UpstreamStatus};
 
@@ -128,6 +128,16 @@ impl Server {
 
     fn watched(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The resources whose changes are asked for.
+    pub(super) fn watched_now(&self) -> BTreeSet<String> {
+        self.watched().clone()
+    }
+
+    /// Has the first session ask for changes of these, too.
+    pub(super) fn watch_also(&self, uris: BTreeSet<String>) {
+        self.watched().extend(uris);
     }
 
     /// How it is.
@@ -461,7 +471,8 @@ impl Server {
         };
         let (id, mut asked) = sent.map_err(|error| self.failed(Failure::from(error, false), &live))?;
         let _over = ticket.over.clone().drop_guard();
-        let answer = self.wait(&live, &id, &mut asked, &mut said, &context, until).await;
+        let mut asking = ticket.asking();
+        let answer = self.wait(&live, &id, &mut asked, &mut said, &mut asking, &context, until).await;
         if let Ok(answer) = &answer {
             self.count(answer.as_ref().err());
             while let Ok(said) = said.try_recv() {
@@ -471,21 +482,26 @@ impl Server {
         answer?.map_err(|failure| self.failed(failure, &live))
     }
 
-    /// Waits for the answer, passing on what the server says meanwhile. The outer error: the client gave up.
+    /// Waits for the answer, passing on what the server says meanwhile. What it asks the client does not count as its time.
+    /// The outer error: the client gave up.
+    #[expect(clippy::too_many_arguments, reason = "all of one call, and used here alone")]
     async fn wait(
         &self,
         live: &Live,
         id: &RequestId,
         asked: &mut Asked,
         said: &mut mpsc::Receiver<Said>,
+        asking: &mut watch::Receiver<Asking>,
         context: &CallContext,
         until: Instant,
     ) -> Result<Result<ServerResult, Failure>, UpstreamError> {
         loop {
+            let late_at = asking.borrow_and_update().late_at(until);
             tokio::select! {
                 biased;
                 () = context.cancelled.cancelled() => return Err(UpstreamError::Cancelled),
-                answer = timeout_at(until, asked.answer()) => {
+                Ok(()) = asking.changed() => {}
+                answer = timeout_at(late_at, asked.answer()) => {
                     return Ok(match answer {
                         Err(_) => Err(Failure::Timeout(self.target.call_timeout)),
                         Ok(answer) => answer.map_err(|error| Failure::from(error, live.traffic.was_too_large(id))),

@@ -8,8 +8,8 @@ use lares_config::McpEra;
 use rmcp::ErrorData;
 use rmcp::model::{
     ClientCapabilities, ClientConfig, ClientRequest, ElicitationCapability, FormElicitationCapability, Implementation,
-    ProtocolVersion, RequestMetaObject, RootsCapabilities, SamplingCapability, ServerPeerInfo, ServerResult,
-    UrlElicitationCapability,
+    LoggingLevel, ProtocolVersion, RequestMetaObject, RootsCapabilities, SamplingCapability, ServerPeerInfo,
+    ServerResult, SetLevelRequest, SetLevelRequestParams, UrlElicitationCapability,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, Peer, PeerRequestOptions, QuitReason, RequestHandle, RoleClient,
@@ -30,6 +30,8 @@ use crate::port::{Target, Transport as Way, UpstreamError, UpstreamEvent};
 
 /// Longest wait for `server/discover` where `initialize` is another way.
 const DISCOVER_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait until a server has taken a level for its log messages.
+const LEVEL_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait for the end of a session, without its process.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for telling a server that a request is cancelled.
@@ -82,7 +84,8 @@ pub(super) async fn connect(
                     let (exit, said) = process.end(Duration::from_millis(100)).await;
                     let exit = exit.map(|exit| format!("; {exit}")).unwrap_or_default();
                     let said = if said.is_empty() { said } else { format!("; it said: {said}") };
-                    let why = secret::without(&format!("{}{exit}{said}", failed.why), &secrets);
+                    let hint = program::missing(program).await.map(|hint| format!("; {hint}")).unwrap_or_default();
+                    let why = secret::without(&format!("{}{exit}{hint}{said}", failed.why), &secrets);
                     Err(NoSession { why: short(&why), ..failed })
                 }
             }
@@ -132,8 +135,20 @@ async fn shake_hands<T: Transport<RoleClient> + 'static>(
         return Err(NoSession { why: "it said nothing about itself".to_owned(), misunderstood: true });
     };
     let stateless = !info.protocol_version.has_initialize();
-    let live = Live { peer: service.peer().clone(), traffic, info, stateless, secrets };
-    Ok((service, Arc::new(live)))
+    let live = Arc::new(Live { peer: service.peer().clone(), traffic, info, stateless, secrets });
+    if !stateless && live.info.capabilities.logging.is_some() {
+        tokio::spawn(want_logs(Arc::clone(&live)));
+    }
+    Ok((service, live))
+}
+
+/// Asks a server of the older era for all its log messages: the session is shared, and what each client wants of them is
+/// kept to where they are passed on.
+async fn want_logs(live: Arc<Live>) {
+    let request = SetLevelRequest::new(SetLevelRequestParams::new(LoggingLevel::Debug));
+    if let Err(failure) = live.ask(request.into(), LEVEL_WAIT).await {
+        tracing::debug!(server = %live.traffic.server, ?failure, "a server does not take a level for its log messages");
+    }
 }
 
 fn lifecycle(era: McpEra) -> ClientLifecycleMode {

@@ -19,8 +19,8 @@ use rmcp::service::{
     InboundStreamOrigin, NotificationContext, RequestContext, RoleClient, RxJsonRpcMessage, Service, TxJsonRpcMessage,
 };
 use rmcp::transport::Transport;
-use tokio::sync::{broadcast, mpsc};
-use tokio::time::Instant;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::definition::ServerName;
@@ -32,6 +32,11 @@ const SAID_QUEUE: usize = 64;
 const CHANGED_EVERY: Duration = Duration::from_millis(100);
 /// Most ids of answers that were too large are remembered, should nobody ask.
 const MAX_OVERSIZED: usize = 64;
+
+/// Longest that a question of a server is with the client of its call: beyond what the gateway waits for a person.
+const ANSWER_TIME: Duration = Duration::from_secs(660);
+/// Longest that all questions of one call take together.
+const ASKING_TIME: Duration = Duration::from_secs(3600);
 
 /// What a server says about a call while it works.
 pub(super) enum Said {
@@ -45,8 +50,57 @@ pub(super) struct Ticket {
     /// What the client of ours calls its progress.
     token: Option<ProgressToken>,
     said: mpsc::Sender<Said>,
+    /// The questions of the server that its client has to answer first.
+    asking: watch::Sender<Asking>,
     /// The call is over.
     pub(super) over: CancellationToken,
+}
+
+/// The clock of a call stands still while a person, or the client's model, has to answer: the server cannot go on.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Asking {
+    /// Questions without an answer.
+    open: usize,
+    /// Since when there is one.
+    since: Option<Instant>,
+    /// How long there was one before that.
+    stood: Duration,
+}
+
+impl Asking {
+    /// When a call is late that would be at `until` if nobody had been asked.
+    pub(super) fn late_at(&self, until: Instant) -> Instant {
+        match self.since {
+            None => until + self.stood,
+            // Nobody asks for ever.
+            Some(since) => (since + ASKING_TIME.saturating_sub(self.stood)).max(until + self.stood),
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.open == 0 {
+            self.since = Some(Instant::now());
+        }
+        self.open += 1;
+    }
+
+    fn end(&mut self) {
+        self.open = self.open.saturating_sub(1);
+        if self.open == 0
+            && let Some(since) = self.since.take()
+        {
+            self.stood = (self.stood + since.elapsed()).min(ASKING_TIME);
+        }
+    }
+}
+
+/// A question that is open as long as this is held.
+struct Question<'a>(&'a Ticket);
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.0.asking.send_modify(Asking::end);
+    }
 }
 
 impl Ticket {
@@ -55,7 +109,18 @@ impl Ticket {
         token: Option<ProgressToken>,
     ) -> (Arc<Self>, mpsc::Receiver<Said>) {
         let (said, hear) = mpsc::channel(SAID_QUEUE);
-        (Arc::new(Self { downstream, token, said, over: CancellationToken::new() }), hear)
+        let asking = watch::Sender::default();
+        (Arc::new(Self { downstream, token, said, asking, over: CancellationToken::new() }), hear)
+    }
+
+    /// How it stands with its questions, from now on.
+    pub(super) fn asking(&self) -> watch::Receiver<Asking> {
+        self.asking.subscribe()
+    }
+
+    fn question(&self) -> Question<'_> {
+        self.asking.send_modify(Asking::begin);
+        Question(self)
     }
 }
 
@@ -350,8 +415,11 @@ impl Service<RoleClient> for Handler {
             ));
         };
         let gone = || ErrorData::invalid_request("the call this request belongs to is over", None);
+        let _question = ticket.question();
         tokio::select! {
-            answer = ticket.downstream.request(request) => answer,
+            answer = timeout(ANSWER_TIME, ticket.downstream.request(request)) => {
+                answer.unwrap_or_else(|_| Err(ErrorData::internal_error("the client did not answer", None)))
+            }
             () = ticket.over.cancelled() => Err(gone()),
             () = context.ct.cancelled() => Err(gone()),
             () = self.traffic.over.cancelled() => Err(gone()),

@@ -28,6 +28,7 @@ pub fn settings() -> PoolSettings {
         circuit_open: Duration::from_millis(300),
         max_result: 64 << 10,
         sandbox: Sandbox::default(),
+        hidden: Vec::new(),
         launcher: Launcher { program: FIXTURE.into(), args: vec!["sandbox".to_owned()] },
     }
 }
@@ -44,6 +45,7 @@ pub fn fixture(words: &[&str]) -> Program {
         env: BTreeMap::new(),
         env_files: BTreeMap::new(),
         directory: None,
+        home: None,
         read: vec![Path::new(FIXTURE).parent().unwrap().to_owned()],
         write: Vec::new(),
         network: Network::None,

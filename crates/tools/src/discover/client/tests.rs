@@ -129,6 +129,23 @@ fn opencode_writes_commands_as_lists() {
     assert_eq!(sightings[1].needs, ["the variable `DOCS_KEY`"]);
     let newer = r#"{"mcp": {"servers": {"git": {"type": "local", "command": ["uvx", "mcp-server-git"]}}}}"#;
     assert_eq!(good("opencode.json", newer), [pair("git", "uvx mcp-server-git")]);
+    // As people have it who went on from an older file; and one bad entry costs no other.
+    let both = r#"{"mcp": {
+        "old": {"type": "local", "command": ["old"], "enabled": true},
+        "timeout": 5000,
+        "servers": {
+            "new": {"type": "local", "command": ["new"], "cwd": "/srv", "environment": {"A": "b"}},
+            "off": {"type": "local", "command": ["off"], "disabled": true},
+            "command": {"type": "local", "command": ["odd"]},
+            "bad": {"type": "local", "command": [{}]}
+        }
+    }}"#;
+    let (sightings, problems) = seen("opencode.json", both);
+    let mut names: Vec<_> = sightings.iter().map(|sighting| sighting.wanted.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["command", "new", "old"]);
+    assert_eq!(program(&sightings, "new").directory.as_deref(), Some(Path::new("/srv")));
+    assert!(problems.len() == 1 && problems[0].contains("server `bad`"), "{problems:?}");
     let named_so = r#"{"mcp": {"servers": {"type": "local", "command": ["uvx", "x"]}}}"#;
     assert_eq!(good("opencode.json", named_so), [pair("servers", "uvx x")]);
 }
