@@ -20,6 +20,9 @@ use super::Exit;
 /// How long processes that do not die (a dead network file system) are waited for.
 const LAST_WAIT: Duration = Duration::from_secs(10);
 
+/// Most processes taken in before anything else is looked at: those of a fork bomb end faster than they are taken in.
+const AT_ONCE: usize = 512;
+
 /// The processes below this one.
 #[derive(Debug)]
 pub(super) struct Descendants {
@@ -46,9 +49,10 @@ impl Descendants {
         }
     }
 
-    /// Takes in those that ended; the exit of `main` when it was among them. `None` inside: no child is left.
+    /// Takes in those that ended, so many and no more; the exit of `main` when it was among them. `None` inside: no child
+    /// is left.
     pub(super) fn reap(&self, main: Pid, exit: &mut Option<Exit>) -> Left {
-        loop {
+        for _ in 0..AT_ONCE {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) if pid == main => *exit = Some(Exit::Code(code)),
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => *exit = Some(Exit::Signal(signal as i32)),
@@ -57,6 +61,7 @@ impl Descendants {
                 Err(_) => return Left::None,
             }
         }
+        Left::Some
     }
 
     /// Kills all and takes them in.

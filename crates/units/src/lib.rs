@@ -41,3 +41,12 @@ pub use status::{Change, Exit, State, UnitStatus};
 pub use supervisor::{Settings, Supervisor};
 pub use systemd::{Systemd, SystemdSettings};
 pub use usage::Usage;
+
+/// Doors for fuzz targets to what is private.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Reads all of a file of the journal.
+    pub fn journal_file(path: &std::path::Path) {
+        crate::systemd::read_all(path);
+    }
+}

@@ -27,6 +27,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::feed::Feed;
 use crate::port::{Entry, Event, Facts, JobOutcome, Listed, LoadState, Manager, ManagerError, Question, UnitId, Verb};
 use bus::{Bus, CALL_TIMEOUT};
+#[cfg(fuzzing)]
+pub(crate) use journal::read_all;
 use journal::{Follower, Journals};
 use watcher::{Request, Watcher};
 

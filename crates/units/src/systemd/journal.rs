@@ -44,6 +44,19 @@ struct Found {
     entry: Arc<Entry>,
 }
 
+/// All that is read of a file, for the fuzz target.
+#[cfg(fuzzing)]
+pub(crate) fn read_all(path: &Path) {
+    let Ok(file) = JournalFile::open(path) else { return };
+    let _ = file.with(b"_SYSTEMD_UNIT=a.service");
+    let Ok(listing) = file.all() else { return };
+    for index in 0..listing.len().min(64) {
+        if let Ok(raw) = file.nth(&listing, index).and_then(|at| file.entry(at)) {
+            raw.data.iter().take(32).for_each(|at| drop(file.field(*at)));
+        }
+    }
+}
+
 /// Whether systemd says in one of these that the run has ended.
 pub(super) fn tells_the_end(entries: &[Arc<Entry>]) -> bool {
     let ends = |entry: &Arc<Entry>| {

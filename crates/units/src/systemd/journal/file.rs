@@ -107,6 +107,11 @@ fn id(bytes: &[u8], at: usize) -> [u8; 16] {
     bytes.get(at..at + 16).and_then(|part| part.try_into().ok()).unwrap_or_default()
 }
 
+/// A place in the file; one that no file is long enough for is damage.
+fn after(offset: u64, bytes: u64) -> io::Result<u64> {
+    offset.checked_add(bytes).ok_or_else(|| damaged("a place beyond every end"))
+}
+
 impl JournalFile {
     /// Opens a file; the error tells what is not as it should be.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
@@ -151,7 +156,7 @@ impl JournalFile {
         buffer.resize(CHUNK.min(want), 0);
         let mut have = 0;
         while have < buffer.len() {
-            match self.file.read_at(&mut buffer[have..], offset + have as u64)? {
+            match self.file.read_at(&mut buffer[have..], after(offset, have as u64)?)? {
                 0 => break,
                 count => have += count,
             }
@@ -167,7 +172,7 @@ impl JournalFile {
                 return Err(damaged("an object beyond the end"));
             }
             buffer.resize(wanted, 0);
-            self.file.read_exact_at(&mut buffer[have..], offset + have as u64)?;
+            self.file.read_exact_at(&mut buffer[have..], after(offset, have as u64)?)?;
         } else {
             buffer.truncate(wanted);
         }
@@ -244,7 +249,7 @@ impl JournalFile {
         hasher.write(field);
         let hash = hasher.finish();
         let mut bucket = [0; 8];
-        self.file.read_exact_at(&mut bucket, self.hash_table + 16 * (hash % self.hash_buckets))?;
+        self.file.read_exact_at(&mut bucket, after(self.hash_table, 16 * (hash % self.hash_buckets))?)?;
         let mut offset = u64::from_le_bytes(bucket);
         let start = if self.compact { 72 } else { 64 };
         let mut bytes = Vec::new();
@@ -296,11 +301,11 @@ impl JournalFile {
         }
         let offset = if self.compact {
             let mut bytes = [0; 4];
-            self.file.read_exact_at(&mut bytes, array.offset + 24 + 4 * place)?;
+            self.file.read_exact_at(&mut bytes, after(array.offset, 24 + 4 * place)?)?;
             u64::from(u32::from_le_bytes(bytes))
         } else {
             let mut bytes = [0; 8];
-            self.file.read_exact_at(&mut bytes, array.offset + 24 + 8 * place)?;
+            self.file.read_exact_at(&mut bytes, after(array.offset, 24 + 8 * place)?)?;
             u64::from_le_bytes(bytes)
         };
         if offset == 0 { Err(damaged("an entry that is not there")) } else { Ok(offset) }
