@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -11,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lares_store::testing;
-use support::{Stack, lares, processes_of, real_parts, signal, state_dir, text};
+use support::{Stack, lares, processes_of, real_parts, signal, state_dir, text, turn};
 
 /// How long a daemon may be silent before systemd would kill it.
 const WATCHDOG: Duration = Duration::from_millis(900);
@@ -37,7 +38,12 @@ impl Manager {
         while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             self.socket.set_read_timeout(Some(left)).unwrap();
             let mut buffer = [0; 1024];
-            let Ok(count) = self.socket.recv(&mut buffer) else { break };
+            let count = match self.socket.recv(&mut buffer) {
+                Ok(count) => count,
+                // A child of another test ended.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => break,
+            };
             let message = String::from_utf8_lossy(&buffer[..count]).into_owned();
             if message.lines().any(|said| said == line) {
                 return;
@@ -94,7 +100,9 @@ fn status_of(address: &str, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::await_holding_lock, reason = "nothing else runs on this thread, and the others are to wait")]
 async fn daemons_tell_systemd_that_they_are_ready_alive_and_ending() {
+    let _turn = turn();
     let database = testing::Cluster::shared().await;
     let store = database.store().await;
     let state = state_dir();

@@ -14,8 +14,12 @@ pub const EXAMPLE: [(&str, &str); 2] = [
     ("test_scores.py", include_str!("../../demo/test_scores.py")),
 ];
 
-/// Tests with a real model take turns: they start llama-servers, which slow each other down without end on two cores.
-static TURN: Mutex<()> = Mutex::new(());
+/// Tests with a real model, and those that go by the clock, take turns: llama-servers slow everything else down without
+/// end on two cores.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The model and the `llama-server` that `make test` fetched, and the turn of the test that holds them; `None` after saying
 /// that the test is skipped.
@@ -26,7 +30,7 @@ pub fn real_parts(test: &str) -> Option<(PathBuf, PathBuf, MutexGuard<'static, (
         eprintln!("SKIP {test}: LARES_TEST_MODEL and LARES_TEST_LLAMA_SERVER name no files; `make test` sets them");
     }
     let (model, server) = parts?;
-    Some((model, server, TURN.lock().unwrap_or_else(PoisonError::into_inner)))
+    Some((model, server, turn()))
 }
 
 /// The command under test, without the settings of whoever runs the tests.
