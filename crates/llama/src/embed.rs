@@ -200,20 +200,16 @@ impl Embedder {
     /// The vectors of `texts`, in their order, each of length one. For searches: goes before everything in the
     /// background. Dropping the future drops the work that has not begun.
     pub async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
-        let deadline = Instant::now() + self.0.timeout;
-        let mut vectors = Vec::with_capacity(texts.len());
-        let mut texts = texts.into_iter();
-        loop {
-            let chunk: Vec<String> = texts.by_ref().take(CHUNK).collect();
-            if chunk.is_empty() {
-                return Ok(vectors);
-            }
-            vectors.extend(self.run(Lane::Search, chunk, deadline).await?);
-        }
+        self.all(Lane::Search, texts).await
     }
 
     /// As [`Embedder::embed`], for what nobody waits for: it is worked on while no search is.
     pub async fn embed_in_background(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
+        self.all(Lane::Background, texts).await
+    }
+
+    async fn all(&self, lane: Lane, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let mut deadline = Instant::now() + self.0.timeout;
         let mut vectors = Vec::with_capacity(texts.len());
         let mut texts = texts.into_iter();
         loop {
@@ -221,7 +217,11 @@ impl Embedder {
             if chunk.is_empty() {
                 return Ok(vectors);
             }
-            vectors.extend(self.run(Lane::Background, chunk, Instant::now() + self.0.timeout).await?);
+            vectors.extend(self.run(lane, chunk, deadline).await?);
+            // In the background it is each chunk that has the time: nobody knows how many there are.
+            if lane == Lane::Background {
+                deadline = Instant::now() + self.0.timeout;
+            }
         }
     }
 

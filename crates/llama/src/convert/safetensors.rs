@@ -31,9 +31,7 @@ impl View<'_> {
         if self.kind != "F32" {
             return Err(ConvertError::Unsupported(format!("tensor `{name}` has type {}, not F32", self.kind)));
         }
-        let numbers = self.bytes.chunks_exact(4);
-        let numbers: Vec<f32> =
-            numbers.map(|b| f32::from_le_bytes(b.try_into().expect("chunks of four bytes"))).collect();
+        let numbers: Vec<f32> = self.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         if numbers.iter().any(|n| !n.is_finite()) {
             return Err(ConvertError::Damaged(format!("tensor `{name}` holds values that are no numbers")));
         }
