@@ -5,6 +5,7 @@
 
 mod memory;
 mod qdrant;
+mod received;
 mod table;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 pub use memory::Memory;
 pub use qdrant::Qdrant;
+pub use received::Embeddings;
 pub use table::Table;
 
 use crate::Store;

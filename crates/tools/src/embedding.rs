@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use lares_config::{Config, Embedding};
 use lares_llama::catalog;
 use lares_llama::embed::{Embedder, EmbedderOptions};
-use serde::Deserialize;
+use lares_store::vectors::Embeddings;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -156,17 +156,6 @@ struct Endpoint {
     width: usize,
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    data: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    index: Option<usize>,
-    embedding: Vec<f32>,
-}
-
 impl Endpoint {
     fn new(config: &Config) -> Result<Self, EmbedError> {
         let search = &config.tools.search;
@@ -214,11 +203,11 @@ impl Endpoint {
                 let said: String = String::from_utf8_lossy(&bytes).chars().take(WHY).collect();
                 return Err(useless(format!("status {}: {said}", status.as_u16())));
             }
-            serde_json::from_slice::<Answer>(&bytes).map_err(|error| useless(error.to_string()))
+            serde_json::from_slice::<Embeddings>(&bytes).map_err(|error| useless(error.to_string()))
         };
         let answer =
             timeout(longest, asked).await.unwrap_or_else(|_| Err(unreachable(format!("not within {longest:?}"))))?;
-        in_order(answer, texts.len(), self.width).map_err(useless)
+        answer.in_order(texts.len(), self.width).map_err(useless)
     }
 }
 
@@ -234,52 +223,5 @@ impl Embeds for Endpoint {
 
     async fn documents(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, EmbedError> {
         self.ask(&texts, DOCUMENTS).await
-    }
-}
-
-/// One vector of unit length for each text. A server that failed may say so with zeros.
-fn in_order(answer: Answer, count: usize, width: usize) -> Result<Vec<Vec<f32>>, String> {
-    let mut vectors = vec![Vec::new(); count];
-    for (place, found) in answer.data.into_iter().enumerate() {
-        let Some(slot) = vectors.get_mut(found.index.unwrap_or(place)) else {
-            return Err(format!("more than {count} embeddings"));
-        };
-        *slot = found.embedding;
-    }
-    for vector in &mut vectors {
-        if vector.len() != width {
-            let found = vector.len();
-            return Err(format!("an embedding {found} wide where store.vectors.dimensions is {width}"));
-        }
-        let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
-        if !length.is_finite() || length == 0.0 {
-            return Err("an embedding without a direction".to_owned());
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "back to the width it came in")]
-        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
-    }
-    Ok(vectors)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use serde_json::Value;
-
-    use super::*;
-
-    fn answered(embeddings: &Value, count: usize) -> Result<Vec<Vec<f32>>, String> {
-        let data: Vec<Value> = embeddings.as_array().unwrap().iter().map(|e| json!({"embedding": e})).collect();
-        in_order(serde_json::from_value(json!({ "data": data })).unwrap(), count, 2)
-    }
-
-    #[test]
-    fn an_embedding_that_failed_is_none() {
-        assert_eq!(answered(&json!([[0, 2], [3, 4]]), 2).unwrap(), [[0.0, 1.0], [0.6, 0.8]]);
-        assert!(answered(&json!([[0, 0]]), 1).unwrap_err().contains("direction"));
-        assert!(answered(&json!([[1e39, 1]]), 1).is_err());
-        assert!(answered(&json!([[1, 2, 3]]), 1).unwrap_err().contains("3 wide"));
-        assert!(answered(&json!([[1, 2]]), 2).is_err());
-        assert!(answered(&json!([[1, 2], [1, 2]]), 1).unwrap_err().contains("more than 1"));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lares_config::{Config, Model};
-use serde::Deserialize;
+use lares_store::vectors::Embeddings;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -120,17 +120,6 @@ pub(super) struct Models {
     key_file: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct Embeddings {
-    data: Vec<Embedding>,
-}
-
-#[derive(Deserialize)]
-struct Embedding {
-    index: Option<usize>,
-    embedding: Vec<f32>,
-}
-
 impl Models {
     pub(super) fn new(config: &Config) -> Result<Self, ModelError> {
         let url = config.coordinator_url().trim_end_matches('/').to_owned();
@@ -148,13 +137,13 @@ impl Models {
         Ok(Self { http, url, key_file: config.agent_key_file() })
     }
 
-    /// The embeddings of texts, each of this width, none without a direction.
+    /// The embeddings of texts, each of this width and of unit length.
     pub(super) async fn embed(&self, model: &str, texts: &[&str], width: usize) -> Result<Vec<Vec<f32>>, ModelError> {
         let texts: Vec<String> = texts.iter().map(|text| text.chars().take(TEXT).collect()).collect();
         let url = format!("{}/embeddings", self.url);
         let body = json!({"model": model, "input": texts, "encoding_format": "float"});
         let answer: Embeddings = self.ask(&url, &body, EMBED).await?;
-        in_order(answer, texts.len(), width).map_err(|why| ModelError::Useless { url, why })
+        answer.in_order(texts.len(), width).map_err(|why| ModelError::Useless { url, why })
     }
 
     /// An answer in words, as short and as sober as the model can.
@@ -211,50 +200,12 @@ impl Models {
     }
 }
 
-/// One vector for each text. A server that failed may say so with zeros.
-fn in_order(answer: Embeddings, count: usize, width: usize) -> Result<Vec<Vec<f32>>, String> {
-    let mut vectors = vec![Vec::new(); count];
-    for (place, found) in answer.data.into_iter().enumerate() {
-        let Some(slot) = vectors.get_mut(found.index.unwrap_or(place)) else {
-            return Err(format!("more than {count} embeddings"));
-        };
-        *slot = found.embedding;
-    }
-    for vector in &vectors {
-        if vector.len() != width {
-            let found = vector.len();
-            return Err(format!("an embedding {found} wide where store.vectors.dimensions is {width}"));
-        }
-        if vector.iter().any(|number| !number.is_finite()) || vector.iter().all(|number| *number == 0.0) {
-            return Err("an embedding without a direction".to_owned());
-        }
-    }
-    Ok(vectors)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use lares_config::Upstream;
 
     use super::*;
-
-    fn answered(embeddings: &Value, count: usize) -> Result<Vec<Vec<f32>>, String> {
-        let data: Vec<Value> = embeddings.as_array().unwrap().iter().map(|e| json!({"embedding": e})).collect();
-        in_order(serde_json::from_value(json!({ "data": data })).unwrap(), count, 2)
-    }
-
-    #[test]
-    fn an_embedding_that_failed_is_none() {
-        assert_eq!(answered(&json!([[0, 1], [3, 4]]), 2).unwrap(), [[0.0, 1.0], [3.0, 4.0]]);
-        assert!(answered(&json!([[0, 0]]), 1).unwrap_err().contains("direction"));
-        assert!(answered(&json!([[1e39, 1]]), 1).is_err());
-        assert!(answered(&json!([[1, 2, 3]]), 1).unwrap_err().contains("3 wide"));
-        assert!(answered(&json!([[1, 2]]), 2).is_err());
-        assert!(answered(&json!([[1, 2], [1, 2]]), 1).unwrap_err().contains("more than 1"));
-        let turned = json!({"data": [{"index": 1, "embedding": [1, 2]}, {"index": 0, "embedding": [3, 4]}]});
-        assert_eq!(in_order(serde_json::from_value(turned).unwrap(), 2, 2).unwrap(), [[3.0, 4.0], [1.0, 2.0]]);
-    }
 
     fn model(embeddings: bool) -> Model {
         Model { port: 8101, embeddings, aliases: vec![format!("alias-{embeddings}")], ..Model::default() }
