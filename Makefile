@@ -20,7 +20,7 @@ packages: ## Install the Debian packages that are missing, saying which
 	@scripts/packages
 
 build: ## Build the release binary
-	@echo "building lares (first time: 5 to 10 minutes on two cores) …"
+	@echo "building lares (first time: about a quarter of an hour on two cores) …"
 	cargo build --release --locked --workspace --bin lares
 
 demo: packages build ## Watch a real local model solve a coding task
