@@ -11,7 +11,7 @@ export LARES_LLAMA__MODELS_DIR := $(STATE)/models
 export LARES_LLAMA__ENGINES_DIR := $(STATE)/engines
 
 .DEFAULT_GOAL := help
-.PHONY: help packages build demo test test-packages lint deny nix fixtures tools-servers tests-built unit tools-real tools-conformance systemd docs-nixos bench bench-tools-quality bench-tools-vetting clean
+.PHONY: help packages build demo test test-packages lint deny nix fixtures tools-servers tests-built unit tools-real tools-conformance systemd docs-nixos bench bench-tools-quality bench-tools-vetting fuzz clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ bench-tools-vetting: ## Measure what vetting finds in the corpus of definitions
 
 bench-tools-quality: fixtures ## Measure how well tools are found, in sets cloned into LARES_TEST_TOOL_SETS
 	@$(PARTS) scripts/bench tools-quality
+
+fuzz: ## Feed made-up bytes to what parses bytes of others, a minute each
+	scripts/fuzz
 
 clean: ## Remove the build tree (state in $(STATE) stays)
 	cargo clean
