@@ -13,6 +13,7 @@ use lares_llama::gguf::Metadata;
 use lares_llama::memory::{Prediction, predict};
 use lares_llama::options::{Placement, render};
 use lares_llama::server::Server;
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
 /// The server and the model to test with, or `None` after saying what is skipped.
@@ -32,6 +33,7 @@ struct Running {
     base: String,
     log: PathBuf,
     metadata: Metadata,
+    _reserved: TcpSocket,
     _dir: tempfile::TempDir,
 }
 
@@ -43,7 +45,11 @@ impl Running {
             std::fs::write(&path, format!("{key}\n")).unwrap();
             path
         });
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Bound and kept, so that a server of another test does not get this port; `SO_REUSEADDR` lets llama-server in.
+        let reserved = TcpSocket::new_v4().unwrap();
+        reserved.set_reuseaddr(true).unwrap();
+        reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let port = reserved.local_addr().unwrap().port();
         let server = Server::probe(binary).await.unwrap();
         let metadata = Metadata::read(file).unwrap();
         let placement = Placement { name: "test", file, port, cores: 2, api_key_file: key_file.as_deref() };
@@ -52,13 +58,16 @@ impl Running {
         let output = std::fs::File::create(&log).unwrap();
         let child = Command::new(binary)
             .args(&arguments)
+            // As the product starts it: threads that spin starve the tests beside them.
+            .env("OMP_WAIT_POLICY", "passive")
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut running = Self { child, base: format!("http://127.0.0.1:{port}"), log, metadata, _dir: dir };
+        let mut running =
+            Self { child, base: format!("http://127.0.0.1:{port}"), log, metadata, _reserved: reserved, _dir: dir };
         let started = Instant::now();
         while !is_ready(&running.base).await.unwrap_or(false) {
             let ended = running.child.try_wait().unwrap();

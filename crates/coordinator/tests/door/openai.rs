@@ -4,7 +4,7 @@
 use lares_config::Model;
 use tokio::process::Command;
 
-use crate::llama::Llama;
+use crate::llama::{Llama, turn};
 use crate::rig::{config, with_local};
 use crate::served::Served;
 
@@ -15,6 +15,7 @@ async fn the_openai_client_is_satisfied() {
         eprintln!("SKIP {name}: LARES_TEST_OPENAI_PYTHON is not set");
         return;
     };
+    let _turn = turn().await;
     let Some(chat) = Llama::start(name, &["--jinja"]).await else { return };
     let Some(embedding) = Llama::start(name, &["--embeddings", "--pooling", "mean"]).await else { return };
     let mut config = config();

@@ -116,7 +116,7 @@ async fn embeddings_only_models_are_not_asked_to_chat() {
 #[tokio::test]
 async fn an_unknown_model_is_404_with_the_names_there_are() {
     let mut config = config();
-    with_remote(&mut config, "one", Stub::dead_port().await, 1, &["qwen-coder"]);
+    with_remote(&mut config, "one", Stub::dead_port(), 1, &["qwen-coder"]);
     let rig = Rig::new(&config).await;
     let response = rig.chat("qwen-codr").await;
     assert_eq!(response.status(), 404);
