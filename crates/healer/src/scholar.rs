@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lares_config::{Config, VectorsBackend};
+use lares_gate::ClientError;
 use lares_store::Store;
 use lares_store::failures::{Failure, KNOWN};
 use lares_store::vectors::{self, Collection, Filter, Match, Memory, Point, Qdrant, Vectors};
@@ -29,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub(crate) use diagnosis::Case;
-use models::{Local, ModelError, Models};
+use models::{Local, Models};
 
 use crate::facts::Facts;
 use crate::fingerprint::Template;
@@ -211,7 +212,7 @@ enum StudyError {
     #[error("error-solutions: {0}")]
     Vectors(#[from] vectors::Error),
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(#[from] ClientError),
 }
 
 /// How failures are compared.
@@ -393,7 +394,7 @@ impl Meaning {
         Ok(())
     }
 
-    async fn embed(&self, failures: &[&Failure]) -> Result<Vec<Vec<f32>>, ModelError> {
+    async fn embed(&self, failures: &[&Failure]) -> Result<Vec<Vec<f32>>, ClientError> {
         let texts: Vec<&str> = failures.iter().map(|failure| failure.template.as_str()).collect();
         self.models.embed(&self.name, &texts, self.width).await
     }

@@ -5,7 +5,7 @@ mod daemon;
 pub mod definition;
 mod desk;
 pub mod discover;
-mod embedding;
+pub mod embedding;
 mod finder;
 pub mod gateway;
 mod judge;

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use lares_gate::ClientError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::models::{Local, ModelError, Models};
+use super::models::{Local, Models};
 use super::{Answer, secrets};
 use crate::classify::clean;
 use crate::fingerprint::Template;
@@ -84,7 +85,7 @@ pub(super) async fn diagnose(
         }
         let text = match models.complete(&model.name, QUESTION, &case.told()).await {
             Ok(text) => text,
-            Err(error @ (ModelError::Key { .. } | ModelError::Client(_))) => {
+            Err(error @ (ClientError::Key { .. } | ClientError::Setup(_))) => {
                 tracing::warn!(%error, "the model of healer.diagnosis_model cannot be asked");
                 continue;
             }

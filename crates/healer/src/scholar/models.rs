@@ -1,48 +1,20 @@
 //! Asking local models, through the coordinator.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use lares_config::{Config, Model};
-use lares_store::vectors::Embeddings;
+use lares_gate::{Client, ClientError};
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
-/// Longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
 /// Longest that embeddings take.
 const EMBED: Duration = Duration::from_secs(10);
 /// Longest that an answer in words takes.
 const COMPLETE: Duration = Duration::from_secs(60);
 /// Most tokens of an answer.
 const TOKENS: u32 = 300;
-/// Most bytes of an answer: sixteen embeddings 4096 wide take 1.5 MB.
-const BYTES: usize = 8 << 20;
-/// Most characters of an error that are passed on.
-const WHY: usize = 300;
 /// Most characters of a text that is embedded: even if each were a token, it fits into 512.
 const TEXT: usize = 400;
-
-/// Why a model was of no help.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ModelError {
-    /// The key for the coordinator.
-    #[error("the key for the coordinator, {}: {source}", path.display())]
-    Key { path: PathBuf, source: std::io::Error },
-    /// No HTTP.
-    #[error("an HTTP client cannot be made: {0}")]
-    Client(#[source] reqwest::Error),
-    /// No answer.
-    #[error("{url} does not answer: {why}")]
-    Unreachable { url: String, why: String },
-    /// An answer that says no.
-    #[error("{url} answers {status}: {why}")]
-    Refused { url: String, status: u16, why: String },
-    /// An answer that makes no sense.
-    #[error("{url} answers what cannot be used: {why}")]
-    Useless { url: String, why: String },
-}
 
 /// A model of this machine, under the name that the coordinator offers it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,41 +86,21 @@ fn named(config: &Config, wanted: &str, key: &str, embeddings: bool) -> Option<L
 
 /// The coordinator.
 #[derive(Debug, Clone)]
-pub(super) struct Models {
-    http: reqwest::Client,
-    url: String,
-    key_file: PathBuf,
-}
+pub(super) struct Models(Client);
 
 impl Models {
-    pub(super) fn new(config: &Config) -> Result<Self, ModelError> {
-        let url = config.coordinator_url().trim_end_matches('/').to_owned();
-        // Asked seldom: no connection is kept, and none goes through a proxy to a model of this machine. Certificates take
-        // some megabytes.
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .tls_built_in_root_certs(url.starts_with("https:"))
-            .connect_timeout(CONNECT)
-            .user_agent("lares-healer")
-            .build()
-            .map_err(ModelError::Client)?;
-        Ok(Self { http, url, key_file: config.agent_key_file() })
+    pub(super) fn new(config: &Config) -> Result<Self, ClientError> {
+        Ok(Self(Client::new(&config.coordinator_url(), Some(config.agent_key_file()), "lares-healer")?))
     }
 
     /// The embeddings of texts, each of this width and of unit length.
-    pub(super) async fn embed(&self, model: &str, texts: &[&str], width: usize) -> Result<Vec<Vec<f32>>, ModelError> {
-        let texts: Vec<String> = texts.iter().map(|text| text.chars().take(TEXT).collect()).collect();
-        let url = format!("{}/embeddings", self.url);
-        let body = json!({"model": model, "input": texts, "encoding_format": "float"});
-        let answer: Embeddings = self.ask(&url, &body, EMBED).await?;
-        answer.in_order(texts.len(), width).map_err(|why| ModelError::Useless { url, why })
+    pub(super) async fn embed(&self, model: &str, texts: &[&str], width: usize) -> Result<Vec<Vec<f32>>, ClientError> {
+        let texts = texts.iter().map(|text| text.chars().take(TEXT).collect()).collect();
+        self.0.embed(model, texts, width, EMBED).await
     }
 
     /// An answer in words, as short and as sober as the model can.
-    pub(super) async fn complete(&self, model: &str, system: &str, user: &str) -> Result<String, ModelError> {
-        let url = format!("{}/chat/completions", self.url);
+    pub(super) async fn complete(&self, model: &str, system: &str, user: &str) -> Result<String, ClientError> {
         let body = json!({
             "model": model,
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
@@ -156,47 +108,12 @@ impl Models {
             "max_tokens": TOKENS,
             "stream": false,
         });
-        let answer: Value = self.ask(&url, &body, COMPLETE).await?;
+        let route = "/chat/completions";
+        let answer: Value = self.0.post(route, &body, COMPLETE).await?;
         match answer.pointer("/choices/0/message/content").and_then(Value::as_str) {
             Some(text) => Ok(text.to_owned()),
-            None => Err(ModelError::Useless { url, why: "no text in it".to_owned() }),
+            None => Err(ClientError::Useless { url: self.0.url(route), why: "no text in it".to_owned() }),
         }
-    }
-
-    async fn ask<T: serde::de::DeserializeOwned>(
-        &self,
-        url: &str,
-        body: &Value,
-        longest: Duration,
-    ) -> Result<T, ModelError> {
-        // Read each time, as keys are replaced while daemons run.
-        let key = tokio::fs::read_to_string(&self.key_file)
-            .await
-            .map_err(|source| ModelError::Key { path: self.key_file.clone(), source })?;
-        let unreachable = |why: String| ModelError::Unreachable { url: url.to_owned(), why };
-        let asked = async {
-            let answer = self.http.post(url).bearer_auth(key.trim()).json(body).send().await;
-            let mut answer = answer.map_err(|error| unreachable(lares_gate::chain(&error)))?;
-            let status = answer.status();
-            let mut bytes = Vec::new();
-            while let Some(chunk) = answer.chunk().await.map_err(|error| unreachable(lares_gate::chain(&error)))? {
-                bytes.extend_from_slice(&chunk);
-                if bytes.len() > BYTES {
-                    let why = format!("more than {BYTES} bytes");
-                    return Err(ModelError::Useless { url: url.to_owned(), why });
-                }
-            }
-            Ok((status, bytes))
-        };
-        let asked = timeout(longest, asked).await;
-        let (status, bytes) =
-            asked.unwrap_or_else(|_| Err(unreachable(format!("not within {} s", longest.as_secs()))))?;
-        if !status.is_success() {
-            let why = String::from_utf8_lossy(&bytes).chars().take(WHY).collect();
-            return Err(ModelError::Refused { url: url.to_owned(), status: status.as_u16(), why });
-        }
-        serde_json::from_slice(&bytes)
-            .map_err(|error| ModelError::Useless { url: url.to_owned(), why: error.to_string() })
     }
 }
 
