@@ -260,9 +260,14 @@ fn wrong_types(error: figment::Error) -> Vec<Problem> {
                     format!("`{found}` is none of {}", known.join(", "))
                 }
                 figment::error::Kind::InvalidType(found, expected) => {
-                    // serde names its integer types; a person knows whole numbers.
-                    let number = ["u16", "u32", "u64"].contains(&expected.as_str());
-                    let expected = if number { "a whole number" } else { expected.as_str() };
+                    // serde names its own types; a person knows those of the file.
+                    let expected = match expected.as_str() {
+                        "u16" | "u32" | "u64" => "a whole number",
+                        "a sequence" => "a list such as [\"a\", \"b\"]",
+                        "a map" => "a table",
+                        expected if expected.starts_with("struct ") => "a table",
+                        expected => expected,
+                    };
                     format!("expected {expected}, found {found}")
                 }
                 kind => kind.to_string(),
