@@ -34,6 +34,8 @@ test-packages:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@# fuzz/ is a workspace of its own: nothing else would notice that its lock is behind.
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 
 deny:
 	@scripts/deny
