@@ -18,8 +18,8 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 const BYTES: usize = 16 << 20;
 /// Most characters of an error that are passed on.
 const WHY: usize = 300;
-/// Characters that any model for embeddings takes: even if each were a token, they fit into 512.
-const SHORT: usize = 400;
+/// Characters that any model for embeddings takes: even if each were four tokens, one a byte, they fit into 512.
+const SHORT: usize = 125;
 
 const EMBEDDINGS: &str = "/embeddings";
 
@@ -150,6 +150,9 @@ impl Client {
 
     async fn embed_each(&self, model: &str, texts: Vec<String>, width: usize) -> Result<Vec<Vec<f32>>, ClientError> {
         let mut vectors = Vec::with_capacity(texts.len());
+        if texts.is_empty() {
+            return Ok(vectors);
+        }
         // One text that is too long makes a server refuse all that came with it: halves are asked for, the first before the
         // second, until it is alone.
         let mut waiting = vec![texts];
@@ -267,9 +270,11 @@ mod tests {
         let client = client(&serve(Arc::clone(&asked), post(short_of_breath)).await);
         let vectors = client.embed("m", texts(&[10, 600, 3000, 20, 30]), 2, LONGEST).await.unwrap();
         let lengths: Vec<f32> = vectors.iter().map(|v| (v[0] / (v[0] + v[1]) * 1000.0).round()).collect();
-        // 3000, 1500, 750, and the last cut leaves 400.
-        assert_eq!(lengths, [10.0, 600.0, 400.0, 20.0, 30.0], "{:?}", asked.lock().unwrap());
+        // 3000, 1500, 750, and the last cut leaves 375.
+        assert_eq!(lengths, [10.0, 600.0, 375.0, 20.0, 30.0], "{:?}", asked.lock().unwrap());
+        let before = asked.lock().unwrap().len();
         assert_eq!(client.embed("m", Vec::new(), 2, LONGEST).await.unwrap(), Vec::<Vec<f32>>::new());
+        assert_eq!(asked.lock().unwrap().len(), before, "nothing to ask");
     }
 
     #[tokio::test]
