@@ -22,5 +22,7 @@ pub mod options;
 pub mod progress;
 pub mod pull;
 pub mod server;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use command::CommandError;

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lares_config::{KvType, Model, Toggle};
@@ -13,8 +12,8 @@ use lares_llama::gguf::Metadata;
 use lares_llama::memory::{Prediction, predict};
 use lares_llama::options::{Placement, render};
 use lares_llama::server::Server;
-use tokio::net::TcpSocket;
-use tokio::process::{Child, Command};
+use lares_llama::testing::{llama_server, reserved_port};
+use tokio::process::Child;
 
 /// The server and the model to test with, or `None` after saying what is skipped.
 fn parts(test: &str) -> Option<(PathBuf, PathBuf)> {
@@ -33,7 +32,6 @@ struct Running {
     base: String,
     log: PathBuf,
     metadata: Metadata,
-    _reserved: TcpSocket,
     _dir: tempfile::TempDir,
 }
 
@@ -45,29 +43,16 @@ impl Running {
             std::fs::write(&path, format!("{key}\n")).unwrap();
             path
         });
-        // Bound and kept, so that a server of another test does not get this port; `SO_REUSEADDR` lets llama-server in.
-        let reserved = TcpSocket::new_v4().unwrap();
-        reserved.set_reuseaddr(true).unwrap();
-        reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let port = reserved.local_addr().unwrap().port();
+        let port = reserved_port();
         let server = Server::probe(binary).await.unwrap();
         let metadata = Metadata::read(file).unwrap();
         let placement = Placement { name: "test", file, port, cores: 2, api_key_file: key_file.as_deref() };
         let arguments = render(model, &metadata, &server, &placement).unwrap();
         let log = dir.path().join("log");
         let output = std::fs::File::create(&log).unwrap();
-        let child = Command::new(binary)
-            .args(&arguments)
-            // As the product starts it: threads that spin starve the tests beside them.
-            .env("OMP_WAIT_POLICY", "passive")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut running =
-            Self { child, base: format!("http://127.0.0.1:{port}"), log, metadata, _reserved: reserved, _dir: dir };
+        let child =
+            llama_server(binary).args(&arguments).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+        let mut running = Self { child, base: format!("http://127.0.0.1:{port}"), log, metadata, _dir: dir };
         let started = Instant::now();
         while !is_ready(&running.base).await.unwrap_or(false) {
             let ended = running.child.try_wait().unwrap();

@@ -3,13 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lares_config::{Config, Embedding};
+use lares_llama::testing::{llama_server, reserved_port};
 use lares_tools::embedding::open;
-use tokio::net::TcpSocket;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 fn named(test: &str, variable: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
@@ -21,15 +20,11 @@ fn named(test: &str, variable: &str) -> Option<PathBuf> {
 
 /// llama-server with the model and a key, once it answers.
 async fn serve(server: &Path, model: &Path, key_file: &Path, port: u16) -> Child {
-    let mut child = Command::new(server)
+    let mut child = llama_server(server)
         .args(["--embeddings", "--host", "127.0.0.1", "--port", &port.to_string(), "--threads", "2", "--model"])
         .arg(model)
         .arg("--api-key-file")
         .arg(key_file)
-        .env("OMP_WAIT_POLICY", "passive")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
         .spawn()
         .unwrap();
     let started = Instant::now();
@@ -58,11 +53,7 @@ async fn a_server_gives_the_vectors_that_the_model_gives_in_this_process() {
     let dir = tempfile::tempdir().unwrap();
     let key_file = dir.path().join("key");
     std::fs::write(&key_file, "sesame\n").unwrap();
-    // Bound and kept, so that no other test gets this port; `SO_REUSEADDR` lets llama-server in.
-    let reserved = TcpSocket::new_v4().unwrap();
-    reserved.set_reuseaddr(true).unwrap();
-    reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let port = reserved.local_addr().unwrap().port();
+    let port = reserved_port();
     let _serving = serve(&server, &model, &key_file, port).await;
 
     let mut config = Config::default();

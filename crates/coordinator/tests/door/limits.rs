@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use lares_config::ByteSize;
 use lares_coordinator::request::Endpoint;
+use lares_llama::testing::reserved_port;
 
 use crate::rig::{Rig, body, bytes_of, config, json_of, with_remote};
 use crate::stub::{Act, Stub};
@@ -141,7 +142,7 @@ async fn bodies_over_the_bound_are_413_with_or_without_a_length() {
 #[tokio::test]
 async fn bad_requests_leave_an_event_too() {
     let mut config = config();
-    with_remote(&mut config, "one", Stub::dead_port(), 1, &["m"]);
+    with_remote(&mut config, "one", reserved_port(), 1, &["m"]);
     let rig = Rig::new(&config).await;
     for (body, parameter) in
         [("{", None), ("{\"stream\":true}", Some("model")), ("{\"model\":\"m\",\"stream\":2}", Some("stream"))]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lares_config::Model;
+use lares_llama::testing::reserved_port;
 use serde_json::json;
 
 use crate::rig::{Rig, bytes_of, config, json_of, with_local, with_remote};
@@ -28,7 +29,7 @@ async fn a_try_that_dies_before_the_first_byte_is_made_again() {
 async fn another_upstream_takes_over_from_one_that_cannot_be_reached() {
     let alive = Stub::always(Act::chat()).await;
     let mut config = config();
-    with_remote(&mut config, "dead", Stub::dead_port(), 8, &["m"]);
+    with_remote(&mut config, "dead", reserved_port(), 8, &["m"]);
     with_remote(&mut config, "live", alive.port, 1, &["m"]);
     let rig = Rig::new(&config).await;
     for _ in 0..4 {
@@ -114,7 +115,7 @@ async fn a_model_that_never_gets_ready_is_given_up_with_the_queues_timeout() {
 
 #[tokio::test]
 async fn a_local_server_that_is_started_again_is_waited_for() {
-    let port = Stub::dead_port();
+    let port = reserved_port();
     let mut config = config();
     config.coordinator.retries = 0;
     with_local(&mut config, "m", port, Model::default());
@@ -130,7 +131,7 @@ async fn a_local_server_that_is_started_again_is_waited_for() {
 #[tokio::test]
 async fn an_upstream_that_cannot_be_reached_is_502() {
     let mut config = config();
-    with_remote(&mut config, "gone", Stub::dead_port(), 1, &["m"]);
+    with_remote(&mut config, "gone", reserved_port(), 1, &["m"]);
     let rig = Rig::new(&config).await;
     let response = rig.chat("m").await;
     assert_eq!(response.status(), 502);

@@ -5,6 +5,7 @@ use axum::extract::Request;
 use futures_util::future::join_all;
 use lares_config::Model;
 use lares_coordinator::request::Endpoint;
+use lares_llama::testing::reserved_port;
 use serde_json::json;
 
 use crate::rig::{Rig, body, bytes_of, config, json_of, with_local, with_remote};
@@ -116,7 +117,7 @@ async fn embeddings_only_models_are_not_asked_to_chat() {
 #[tokio::test]
 async fn an_unknown_model_is_404_with_the_names_there_are() {
     let mut config = config();
-    with_remote(&mut config, "one", Stub::dead_port(), 1, &["qwen-coder"]);
+    with_remote(&mut config, "one", reserved_port(), 1, &["qwen-coder"]);
     let rig = Rig::new(&config).await;
     let response = rig.chat("qwen-codr").await;
     assert_eq!(response.status(), 404);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lares_config::{Config, Model};
 use lares_gate::{Role, Secret};
+use lares_llama::testing::reserved_port;
 use lares_store::Store;
 use lares_store::events::Event;
 use lares_store::keys::Key;
@@ -37,7 +38,7 @@ impl Served {
         if !config.state_dir.exists() {
             config.state_dir = dir.path().to_path_buf();
         }
-        let address = SocketAddr::from(([127, 0, 0, 1], Stub::dead_port()));
+        let address = SocketAddr::from(([127, 0, 0, 1], reserved_port()));
         config.coordinator.listen = address;
         let mut keys = Vec::new();
         for role in [Role::Client, Role::Viewer] {
@@ -168,7 +169,7 @@ async fn every_request_leaves_one_event_in_postgresql() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_of_the_gate_have_openais_shape_too() {
     let mut config = config();
-    with_remote(&mut config, "one", Stub::dead_port(), 1, &["m"]);
+    with_remote(&mut config, "one", reserved_port(), 1, &["m"]);
     let served = Served::start(config).await;
     let client = reqwest::Client::new();
     for (key, status) in [(None, 401), (Some("lares_wrong".to_owned()), 401), (Some(served.viewer.clone()), 403)] {
@@ -192,7 +193,7 @@ async fn models_are_listed_with_their_context_and_readiness_names_each_local_one
     let stub = Stub::always(Act::chat()).await;
     let mut config = config();
     with_local(&mut config, "up", stub.port, Model { context_size: 4096, slots: 3, ..Model::default() });
-    with_local(&mut config, "down", Stub::dead_port(), Model { embeddings: true, ..Model::default() });
+    with_local(&mut config, "down", reserved_port(), Model { embeddings: true, ..Model::default() });
     with_remote(&mut config, "box", stub.port, 5, &["Qwen/Coder"]);
     let served = Served::start(config).await;
     let list = json_body(served.get("/v1/models").await).await;

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 
 /// What the stub does with a request.
 #[derive(Debug, Clone)]
@@ -119,17 +119,6 @@ impl Stub {
             }
         });
         Self { port, inner, accepting }
-    }
-
-    /// A port on which nobody listens until the caller does. It stays bound as long as the tests run: the system gives
-    /// it to nobody who asks for any port, while `SO_REUSEADDR` lets in who asks for this one.
-    pub fn dead_port() -> u16 {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        std::mem::forget(socket);
-        port
     }
 
     pub fn received(&self) -> Vec<Received> {
